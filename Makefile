@@ -1,0 +1,48 @@
+# The same targets that CI and the README call.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help install install-test demo test check format bench docs clean
+
+help:  ## what can be made here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## a virtual environment with holdfast in it
+
+install-test: $(VENV)/.installed-test  ## the same, with what tests and checks need
+
+$(VENV)/bin/python:
+	scripts/make-venv "$(PYTHON)" "$(VENV)"
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev,dns,redis]'
+	@touch $@ $(VENV)/.installed
+
+demo: install  ## registry, three chat instances and the gateway; Ctrl-C ends them
+	$(BIN)/holdfast demo $(ARGS)
+
+test: install-test  ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install-test  ## lint, format and types (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-test  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install-test  ## side by side with the other proxies on this machine; see docs/benchmarks.md
+	$(BIN)/python -m bench $(ARGS)
+
+docs: install  ## regenerate what is generated: docs/configuration.md
+	$(BIN)/python scripts/configuration_reference.py > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

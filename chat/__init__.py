@@ -1,0 +1,1 @@
+"""The customer-service chat that holdfast ships with and fronts."""

@@ -1,0 +1,1 @@
+"""holdfast configuration: what the operator wrote, as one immutable object."""

@@ -1,0 +1,1 @@
+"""Service discovery: registries in, full sets of instances out."""

@@ -1,0 +1,1 @@
+"""The proxy: data plane, policies, and the administrative face."""
