@@ -44,7 +44,7 @@ class Instance:
     path: str = ""
     weight: int = DEFAULT_WEIGHT
     status: Status = Status.UP
-    metadata: Mapping[str, str] = field(default=_NO_METADATA, hash=False)
+    metadata: Mapping[str, str] = field(default_factory=lambda: _NO_METADATA, hash=False)
 
     @property
     def address(self) -> str:
