@@ -37,7 +37,12 @@ class Reason(Enum):
     DRAINING = ("draining", 503, Side.PROXY, "the proxy is shutting down")
     NO_HEALTHY_INSTANCE = ("no_healthy_instance", 503, Side.UPSTREAM, "no instance is ready")
     CONNECT_FAILED = ("connect_failed", 502, Side.UPSTREAM, "no connection to an instance could be made")
-    CONNECT_TIMEOUT = ("connect_timeout", 504, Side.UPSTREAM, "an instance did not accept the connection in time")
+    CONNECT_TIMEOUT = (
+        "connect_timeout",
+        504,
+        Side.UPSTREAM,
+        "an instance did not accept the connection in time",
+    )
     UPSTREAM_RESET = ("upstream_reset", 502, Side.UPSTREAM, "the instance closed the connection early")
     UPSTREAM_INVALID = ("upstream_invalid", 502, Side.UPSTREAM, "the instance's answer is malformed")
     UPSTREAM_TIMEOUT = ("upstream_timeout", 504, Side.UPSTREAM, "the instance did not answer in time")

@@ -363,9 +363,7 @@ class Table:
             self._publish(state, now)
         return departures
 
-    def _eject(
-        self, state: ServiceState, endpoint: Endpoint, seconds: float, now: float, by: str
-    ) -> None:
+    def _eject(self, state: ServiceState, endpoint: Endpoint, seconds: float, now: float, by: str) -> None:
         if self._fire(endpoint, Event.EJECT, by=by, seconds=seconds):
             endpoint.ejected_until = now + seconds
             endpoint.ejections += 1
