@@ -10,95 +10,21 @@ applies to every balancer, also to those that do not look at weights.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import accumulate
-from math import ceil, exp
+from math import exp
 from random import Random
-from typing import Generic, Protocol, TypeVar
 
 from config.schema import Balance
-from proxy.hashing import Ring, fraction, hash32, maglev_table, mix32, race
+from proxy.hashed import IpHash, Maglev, RingHash
+from proxy.member import Balancer, M, Member, warmth
 
-LATENCY_DECAY = 10.0
+__all__ = ["Balancer", "Member", "make_balancer"]
+
+_LATENCY_DECAY = 10.0
 """Seconds in which the memory of a latency fades to 37%: an instance that was slow is tried again."""
-
-_UNKNOWN_LATENCY = 1.0
-"""Seconds assumed of a member that has never answered while it has a request to answer (Finagle does the same):
-a new member gets one request to show what it can do, not all of them."""
-
-_BOUND = 1.25
-"""Load over the average at which a ring member is full: Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing
-with Bounded Loads (2016), with epsilon 0.25."""
-
-_COLDEST = 0.01
-"""Least share of its weight that a warming member counts with, so that turns always end."""
-
-
-class Member(Protocol):
-    """What a balancer sees of an instance. Weight and `warm_at` are read when the snapshot is made."""
-
-    @property
-    def identity(self) -> bytes:
-        """Stable name, `service/id`."""
-
-    @property
-    def weight(self) -> int:
-        """Share relative to the other members; 0: none."""
-
-    @property
-    def warm_at(self) -> float:
-        """Clock reading at which slow start is over."""
-
-    @property
-    def inflight(self) -> int:
-        """Requests and tunnels under way."""
-
-    @property
-    def latency(self) -> float:
-        """Peak EWMA of response times in seconds; 0 when nothing was measured yet."""
-
-    @property
-    def latency_at(self) -> float:
-        """Clock reading at which `latency` was last moved."""
-
-    def weight_at(self, now: float) -> float:
-        """The weight with slow start applied."""
-
-
-M = TypeVar("M", bound=Member)
-
-
-class Balancer(ABC, Generic[M]):
-    """Picks one of `members`: those of the given ones whose weight is above 0."""
-
-    __slots__ = ("_uniform", "_warm_at", "members")
-
-    def __init__(self, members: Sequence[M], previous: Balancer[M] | None = None) -> None:
-        self.members = tuple([member for member in members if member.weight > 0])
-        self._uniform = len({member.weight for member in self.members}) <= 1
-        self._warm_at = max([member.warm_at for member in self.members], default=0.0)
-
-    @abstractmethod
-    def pick(self, key: bytes, now: float, random: Random, tried: Collection[M] = ()) -> M | None:
-        """The member for one request, or None when nobody is left.
-
-        `key` is what the hashing balancers hash; when it is empty they pick by chance. `tried` are members
-        that have failed this request already: they are not picked.
-        """
-
-    def _rest(self, tried: Collection[M]) -> Balancer[M]:
-        """A throw-away balancer without those tried: retries are rare, the first pick must be fast."""
-        return type(self)([member for member in self.members if member not in tried])
-
-
-def _share(member: Member, now: float) -> float:
-    """How warm a member is, from nearly 0 to 1."""
-    if now >= member.warm_at:
-        return 1.0
-    return min(1.0, max(_COLDEST, member.weight_at(now) / member.weight))
 
 
 class Weighted(Balancer[M]):
@@ -155,7 +81,7 @@ class Weighted(Balancer[M]):
                 passed.append((due, index))
                 continue
             heappush(self._due, (due + self._stride[index], index))
-            self._credit[index] += _share(member, now)
+            self._credit[index] += warmth(member, now)
             if self._credit[index] >= 1.0:
                 self._credit[index] -= 1.0
                 self._clock = max(self._clock, due)
@@ -234,7 +160,7 @@ class LeastConn(Balancer[M]):
         clock, dues = self._clock, self._due
         chosen, least, weight = -1, 0.0, 1.0
         for index, member in enumerate(self.members):
-            own = member.weight if now >= member.warm_at else member.weight * _share(member, now)
+            own = member.weight if now >= member.warm_at else member.weight * warmth(member, now)
             wait = dues[index] - clock
             cost = member.inflight / own + (wait if wait > 0.0 else 0.0)
             if chosen < 0 or cost < least:
@@ -269,7 +195,7 @@ class Chance(Balancer[M]):
             else:
                 sums = self._sums
                 index = bisect_right(sums, random.random() * sums[-1], 0, len(sums) - 1)
-            if now >= self._warm_at or random.random() < _share(members[index], now):
+            if now >= self._warm_at or random.random() < warmth(members[index], now):
                 return index
 
 
@@ -298,7 +224,7 @@ class TwoChoices(Chance[M]):
     def _better(self, first: M, second: M, now: float, random: Random) -> bool:
         """Whether the request should go to the second."""
         load = first.inflight
-        if not load or load <= second.inflight and self._uniform:
+        if not load or (self._uniform and load <= second.inflight):
             return False
         if self._uniform and now >= self._warm_at:
             return True
@@ -308,6 +234,9 @@ class TwoChoices(Chance[M]):
 class PeakEwma(TwoChoices[M]):
     """Two choices by expected time: peak EWMA latency * (inflight + 1) (Finagle's measure).
 
+    A latency not renewed fades, but never below that of the other: silence makes nobody look quick. While
+    one of the two has never answered, their loads decide.
+
     Between equal weights the quicker wins. Where weights differ, the first, drawn by weight, is left in
     proportion to how much quicker the second is (the Metropolis rule), because a plain comparison would let
     noise in the latencies decide instead of the weights.
@@ -316,131 +245,15 @@ class PeakEwma(TwoChoices[M]):
     __slots__ = ()
 
     def _better(self, first: M, second: M, now: float, random: Random) -> bool:
+        floor = min(first.latency, second.latency)
+        if floor == 0.0:
+            return super()._better(first, second, now, random)
+        one = max(floor, first.latency * exp((first.latency_at - now) / _LATENCY_DECAY))
+        two = max(floor, second.latency * exp((second.latency_at - now) / _LATENCY_DECAY))
         if self._uniform and now >= self._warm_at:
-            return _expected(second, second.inflight, now) < _expected(first, first.inflight, now)
-        one, two = first.weight_at(now), second.weight_at(now)
-        mean = (one + two) / 2
-        cost = _expected(first, first.inflight * mean / one, now)
-        return _expected(second, second.inflight * mean / two, now) < cost * random.random()
-
-
-def _expected(member: Member, queue: float, now: float) -> float:
-    latency = member.latency
-    if latency == 0.0:
-        return queue * _UNKNOWN_LATENCY
-    return latency * exp((member.latency_at - now) / LATENCY_DECAY) * (queue + 1.0)
-
-
-def rendezvous(number: int, members: Sequence[M], seeds: Sequence[int], now: float) -> M | None:
-    """Weighted rendezvous hashing: the member that a 32-bit number goes to, or None without members.
-
-    `seeds` are `hash32(identity)` of the members. A member that comes or goes, warms or changes its weight
-    moves only what it gains or loses. O(n). Two members with one seed share its fate by order of identity.
-    """
-    best: M | None = None
-    least = 0.0
-    for member, seed in zip(members, seeds, strict=True):
-        arrival = race(number, seed, member.weight * _share(member, now))
-        if best is None or arrival < least or (arrival == least and member.identity < best.identity):
-            best, least = member, arrival
-    return best
-
-
-class IpHash(Balancer[M]):
-    """The same member for the same key, in proportion to the weights: rendezvous hashing."""
-
-    __slots__ = ("_seeds",)
-
-    def __init__(self, members: Sequence[M], previous: Balancer[M] | None = None) -> None:
-        super().__init__(members)
-        self._seeds = [hash32(member.identity) for member in self.members]
-
-    def pick(self, key: bytes, now: float, random: Random, tried: Collection[M] = ()) -> M | None:
-        if tried:
-            return self._rest(tried).pick(key, now, random)
-        return rendezvous(_number(key, random), self.members, self._seeds, now)
-
-
-class RingHash(Balancer[M]):
-    """Consistent hashing with bounded load: nobody is given more than 1.25 times its fair share.
-
-    When the key's own member is full, the next one on the ring that is not gets it.
-    """
-
-    __slots__ = ("_by_name", "_ring", "_total")
-
-    def __init__(self, members: Sequence[M], previous: Balancer[M] | None = None) -> None:
-        super().__init__(members)
-        weights = {member.identity: member.weight for member in self.members}
-        self._by_name = {member.identity: member for member in self.members}
-        self._total = sum(weights.values())
-        self._ring = Ring(weights, previous._ring if isinstance(previous, RingHash) else None)
-
-    def pick(self, key: bytes, now: float, random: Random, tried: Collection[M] = ()) -> M | None:
-        if not self.members:
-            return None
-        number = _number(key, random)
-        owners = self._ring.owners
-        start = self._ring.index(number)
-        # ceil((1.25 * (load + 1)) * share) is at least 1: an idle, warm owner needs no look at the others.
-        owner = self._by_name[owners[start]]
-        if owner.inflight == 0 and owner not in tried and now >= owner.warm_at:
-            return owner
-        bound = _BOUND * (sum([member.inflight for member in self.members]) + 1) / self._total
-        full: list[M] = []
-        seen: set[bytes] = set()
-        for name in owners[start:] + owners[:start]:
-            if name in seen:
-                continue
-            seen.add(name)
-            member = self._by_name[name]
-            if member not in tried:
-                if member.inflight < ceil(bound * member.weight) and _admits(member, number, now):
-                    return member
-                full.append(member)
-            if len(seen) == len(self.members):
-                break
-        return min(full, key=lambda member: member.inflight / member.weight, default=None)
-
-
-class Maglev(Balancer[M]):
-    """A lookup table of keys: the fastest hash, and nearly as gentle to changes as the ring."""
-
-    __slots__ = ("_by_name", "_table", "_weights")
-
-    def __init__(self, members: Sequence[M], previous: Balancer[M] | None = None) -> None:
-        super().__init__(members)
-        self._weights = {member.identity: member.weight for member in self.members}
-        self._by_name = {member.identity: member for member in self.members}
-        same = isinstance(previous, Maglev) and previous._weights == self._weights
-        self._table: list[bytes] = (
-            previous._table if isinstance(previous, Maglev) and same else maglev_table(self._weights)
-        )
-
-    def pick(self, key: bytes, now: float, random: Random, tried: Collection[M] = ()) -> M | None:
-        table = self._table
-        if not table:
-            return None
-        number = _number(key, random)
-        slot = number % len(table)
-        member = self._by_name[table[slot]]
-        if (now >= member.warm_at or _admits(member, number, now)) and member not in tried:
-            return member
-        rest = [member for member in self.members if member not in tried and _admits(member, number, now)]
-        rest = rest or [member for member in self.members if member not in tried]
-        return rendezvous(number, rest, [hash32(member.identity) for member in rest], now)
-
-
-def _number(key: bytes, random: Random) -> int:
-    return hash32(key) if key else random.getrandbits(32)
-
-
-def _admits(member: Member, number: int, now: float) -> bool:
-    """Whether a key's place is in the part of a member's keys that it is warm enough to have.
-
-    The part only grows, so that each key moves to the new member once and stays.
-    """
-    return now >= member.warm_at or fraction(mix32(number ^ hash32(member.identity))) < _share(member, now)
+            return two * (second.inflight + 1) < one * (first.inflight + 1)
+        ratio = second.weight_at(now) / first.weight_at(now)
+        return two * (second.inflight / ratio + 1) < one * (first.inflight + 1) * random.random()
 
 
 _KINDS: dict[Balance, Callable[[Sequence[M], Balancer[M] | None], Balancer[M]]] = {
