@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from config.schema import Config, Service, StickyBy
+from config.schema import Config, Service
 from discovery.model import Instance, Status, Update
 from proxy.balance import Balancer, make_balancer
 from proxy.endpoint import TRANSITIONS, Endpoint, Event, State
@@ -349,10 +349,7 @@ class Table:
 
     @staticmethod
     def _token(state: ServiceState, instance: Instance) -> bytes:
-        stickiness = state.stickiness
-        if stickiness is None or stickiness.by is not StickyBy.COOKIE:
-            return b""
-        return stickiness.token(instance.id)
+        return state.stickiness.token(instance.id) if state.stickiness is not None else b""
 
     def _set_draining(self, endpoint: Endpoint, draining: bool, now: float) -> list[Departure]:
         state = self.services[endpoint.instance.service]
