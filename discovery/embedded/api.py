@@ -1,0 +1,405 @@
+"""The Consul HTTP API over a `Store`: requests in, Consul's answers out.
+
+Every change is made synchronously and then settled (timers, checks, disk) by the server before it is
+answered. Errors are plain text, as Consul's are: 400 for what cannot be understood, 403 for changes from
+another site, 404 for unknown ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+import orjson
+from aiohttp import web
+
+from config.schema import parse_duration
+from discovery.embedded import shapes
+from discovery.embedded.definition import CheckStatus, check_definition, service_definition
+from discovery.embedded.store import Store, UnknownIdError
+from discovery.embedded.topics import CHECKS, SERVICES, Kind, Topic
+
+BODY_LIMIT = 512 * 1024
+"""Bytes of a request body; more is 413 (Consul's limit for a value)."""
+DEFAULT_WAIT = 300.0
+MAX_WAIT = 600.0
+"""Seconds a blocking query may wait (Consul's default and limit)."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_YES = ("", "1", "t", "true")
+_NO = ("0", "f", "false")
+
+
+class Api:
+    """Routes and handlers. `settle` is awaited after each change; `release` ends all blocking queries."""
+
+    def __init__(
+        self,
+        store: Store,
+        settle: Callable[[], Awaitable[None]],
+        *,
+        node_address: Callable[[], str],
+        leader: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._settle = settle
+        self._node_address = node_address
+        self._leader = leader
+        self._clock = clock
+        self._waiting: set[asyncio.Event] = set()
+        self._released = False
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[_own_site_only, _plain_errors], client_max_size=BODY_LIMIT)
+        one = "{id:.+}"
+        app.add_routes(
+            [
+                web.put("/v1/agent/service/register", self._register),
+                web.put(f"/v1/agent/service/deregister/{one}", self._deregister),
+                web.put(f"/v1/agent/service/maintenance/{one}", self._maintenance),
+                web.put("/v1/agent/check/register", self._register_check),
+                web.put(f"/v1/agent/check/deregister/{one}", self._deregister_check),
+                web.put(f"/v1/agent/check/{{verdict:pass|warn|fail}}/{one}", self._ttl),
+                web.put(f"/v1/agent/check/update/{one}", self._ttl_update),
+                web.get("/v1/agent/services", self._agent_services),
+                web.get(f"/v1/agent/service/{one}", self._agent_service),
+                web.get("/v1/agent/checks", self._agent_checks),
+                web.get("/v1/agent/self", self._agent_self),
+                web.get("/v1/status/leader", self._status_leader),
+                web.get("/v1/status/peers", self._status_peers),
+                web.get("/v1/catalog/datacenters", self._datacenters),
+                web.get("/v1/catalog/services", self._catalog_services),
+                web.get(f"/v1/catalog/service/{one}", self._catalog_service),
+                web.get(f"/v1/health/service/{one}", self._health_service),
+                web.get(f"/v1/health/checks/{one}", self._health_checks),
+                web.get("/v1/health/state/{state}", self._health_state),
+                web.get("/v1/kv/{key:.*}", self._kv_get),
+                web.put("/v1/kv/{key:.*}", self._kv_put),
+                web.delete("/v1/kv/{key:.*}", self._kv_delete),
+            ]
+        )
+        return app
+
+    def release(self) -> None:
+        """Answers every blocking query now, and further ones at once: the server is ending."""
+        self._released = True
+        for event in self._waiting:
+            event.set()
+
+    # -- agent ------------------------------------------------------------------------------------------
+
+    async def _register(self, request: web.Request) -> web.Response:
+        definition = service_definition(await _body(request))
+        replace = _flag(request, "replace-existing-checks")
+        self._store.register(definition, self._clock(), replace_checks=replace)
+        return await self._done()
+
+    async def _deregister(self, request: web.Request) -> web.Response:
+        self._store.deregister(request.match_info["id"])
+        return await self._done()
+
+    async def _maintenance(self, request: web.Request) -> web.Response:
+        if "enable" not in request.query:
+            raise ValueError("Missing value for enable")
+        enable, reason = _flag(request, "enable"), request.query.get("reason", "")
+        self._store.set_maintenance(request.match_info["id"], enable, reason, self._clock())
+        return await self._done()
+
+    async def _register_check(self, request: web.Request) -> web.Response:
+        service_id, definition = check_definition(await _body(request))
+        self._store.add_check(service_id, definition, self._clock())
+        return await self._done()
+
+    async def _deregister_check(self, request: web.Request) -> web.Response:
+        self._store.remove_check(request.match_info["id"])
+        return await self._done()
+
+    async def _ttl(self, request: web.Request) -> web.Response:
+        verdicts = {"pass": CheckStatus.PASSING, "warn": CheckStatus.WARNING, "fail": CheckStatus.CRITICAL}
+        status = verdicts[request.match_info["verdict"]]
+        return await self._told(request, status, request.query.get("note", ""))
+
+    async def _ttl_update(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        if not isinstance(body, dict):
+            raise ValueError("the body must be a JSON object")
+        fields = {str(key).lower(): value for key, value in body.items()}
+        status, output = fields.get("status", ""), fields.get("output", "")
+        if status not in set(CheckStatus) or not isinstance(output, str):
+            raise ValueError(f"Invalid check status: {status!r}; use passing, warning or critical")
+        return await self._told(request, CheckStatus(status), output)
+
+    async def _told(self, request: web.Request, status: CheckStatus, output: str) -> web.Response:
+        check_id = request.match_info["id"]
+        if self._store.check(check_id).definition.ttl is None:
+            raise ValueError(f'CheckID "{check_id}" does not have associated TTL')
+        self._store.update_check(check_id, status, output, self._clock())
+        return await self._done()
+
+    async def _agent_services(self, request: web.Request) -> web.Response:
+        _no_filter(request)
+        return _json({s.definition.id: shapes.agent_service(s) for s in self._store.services})
+
+    async def _agent_service(self, request: web.Request) -> web.Response:
+        return _json(shapes.agent_service(self._store.service(request.match_info["id"])))
+
+    async def _agent_checks(self, request: web.Request) -> web.Response:
+        _no_filter(request)
+        return _json(
+            {
+                check.definition.id: shapes.health_check(service, check)
+                for service in self._store.services
+                for check in service.checks.values()
+            }
+        )
+
+    async def _agent_self(self, _: web.Request) -> web.Response:
+        return _json(shapes.agent_self(self._node_address(), version("holdfast")))
+
+    async def _status_leader(self, _: web.Request) -> web.Response:
+        return _json(self._leader())
+
+    async def _status_peers(self, _: web.Request) -> web.Response:
+        return _json([self._leader()])
+
+    # -- catalog and health -----------------------------------------------------------------------------
+
+    async def _datacenters(self, _: web.Request) -> web.Response:
+        return _json([shapes.DATACENTER])
+
+    async def _catalog_services(self, request: web.Request) -> web.Response:
+        return await self._blocking(request, SERVICES, lambda: shapes.catalog(self._store.services))
+
+    async def _catalog_service(self, request: web.Request) -> web.Response:
+        name, tags = request.match_info["id"], set(request.query.getall("tag", []))
+
+        def read() -> object:
+            return [
+                shapes.catalog_service(service, self._node_address())
+                for service in self._store.instances(name)
+                if tags <= set(service.definition.tags)
+            ]
+
+        return await self._blocking(request, Topic(Kind.SERVICE, name), read)
+
+    async def _health_service(self, request: web.Request) -> web.Response:
+        name, tags = request.match_info["id"], set(request.query.getall("tag", []))
+        only_passing = _flag(request, "passing")
+
+        def read() -> object:
+            return [
+                shapes.health_entry(service, self._node_address())
+                for service in self._store.instances(name)
+                if tags <= set(service.definition.tags) and (not only_passing or shapes.passing(service))
+            ]
+
+        return await self._blocking(request, Topic(Kind.SERVICE, name), read)
+
+    async def _health_checks(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+
+        def read() -> object:
+            return [
+                shapes.health_check(service, check)
+                for service in self._store.instances(name)
+                for check in service.checks.values()
+            ]
+
+        return await self._blocking(request, Topic(Kind.SERVICE, name), read)
+
+    async def _health_state(self, request: web.Request) -> web.Response:
+        state = request.match_info["state"]
+        if state != "any" and state not in set(CheckStatus):
+            raise ValueError(f"there is no state {state!r}; use any, passing, warning or critical")
+
+        def read() -> object:
+            return [
+                shapes.health_check(service, check)
+                for service in self._store.services
+                for check in service.checks.values()
+                if state in ("any", check.status)
+            ]
+
+        return await self._blocking(request, CHECKS, read)
+
+    # -- key/value --------------------------------------------------------------------------------------
+
+    async def _kv_get(self, request: web.Request) -> web.Response:
+        key, kv = request.match_info["key"], self._store.kv
+        keys, recurse, raw = (_flag(request, name) for name in ("keys", "recurse", "raw"))
+        if not key and not (keys or recurse):
+            raise ValueError("Missing key name")
+        separator = request.query.get("separator", "")
+        topic = Topic(Kind.PREFIX if keys or recurse else Kind.KEY, key)
+        index = await self._changed(request, topic)
+        pairs = kv.under(key)[1] if keys or recurse else [pair for pair in [kv.get(key)[1]] if pair]
+        if not pairs:
+            return _json(None, index=index, status=404)
+        if keys:
+            return _json(list(dict.fromkeys(_cut(pair.key, key, separator) for pair in pairs)), index=index)
+        if raw and not recurse:
+            # A stored page must not become a page of this site.
+            safe = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+            return web.Response(body=pairs[0].value, headers=_index_headers(index) | safe)
+        return _json([shapes.key_value(pair) for pair in pairs], index=index)
+
+    async def _kv_put(self, request: web.Request) -> web.Response:
+        key = request.match_info["key"]
+        if not key:
+            raise ValueError("Missing key name")
+        for name in ("acquire", "release"):
+            if name in request.query:
+                raise ValueError(f"{name}: this registry has no sessions")
+        flags = _integer(request, "flags") or 0
+        cas = _integer(request, "cas")
+        done = self._store.kv.put(key, await request.read(), flags=flags, cas=cas)
+        await self._settle()
+        return _json(done)
+
+    async def _kv_delete(self, request: web.Request) -> web.Response:
+        key, cas = request.match_info["key"], _integer(request, "cas")
+        done = True
+        if _flag(request, "recurse"):
+            if cas is not None:
+                raise ValueError("cas and recurse cannot be used together")
+            self._store.kv.delete_under(key)
+        elif not key:
+            raise ValueError("Missing key name")
+        else:
+            done = self._store.kv.delete(key, cas=cas)
+        await self._settle()
+        return _json(done)
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    async def _done(self) -> web.Response:
+        await self._settle()
+        return web.Response()
+
+    async def _blocking(self, request: web.Request, topic: Topic, read: Callable[[], object]) -> web.Response:
+        _no_filter(request)
+        index = await self._changed(request, topic)
+        return _json(read(), index=index)
+
+    async def _changed(self, request: web.Request, topic: Topic) -> int:
+        """Waits as the query asks to, and returns the topic's index.
+
+        An index from the future belongs to another life of this registry: it is answered at once.
+        """
+        asked = _integer(request, "index") or 0
+        wait = _wait(request)
+        current = self._store.index(topic)
+        if not asked or asked > self._store.topics.index or current > asked:
+            return current
+        changed = asyncio.Event()
+        unsubscribe = self._store.topics.subscribe(topic, changed.set)
+        self._waiting.add(changed)
+        try:
+            async with asyncio.timeout(wait):
+                while (current := self._store.index(topic)) <= asked and not self._released:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.discard(changed)
+            unsubscribe()
+        return current
+
+
+@web.middleware
+async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except UnknownIdError as error:
+        return web.Response(status=404, text=str(error))
+    except ValueError as error:
+        return web.Response(status=400, text=str(error))
+
+
+@web.middleware
+async def _own_site_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Browsers name the page a change comes from. A page of another host has no business here, and neither
+    has one whose name was made to point here (DNS rebinding), so the host must be an address or localhost."""
+    origin = request.headers.get("Origin")
+    if origin is not None and request.method not in ("GET", "HEAD"):
+        host = urlsplit(f"//{request.host}")
+        if urlsplit(origin).netloc != host.netloc or not _is_literal(host.hostname or ""):
+            raise web.HTTPForbidden(text=f"changes from pages of {origin} are refused")
+    return await handler(request)
+
+
+def _is_literal(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _body(request: web.Request) -> object:
+    try:
+        return orjson.loads(await request.read())
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"Request decode failed: {error}") from None
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    value = request.query.get(name)
+    if value is None:
+        return False
+    if value.lower() not in _YES + _NO:
+        raise ValueError(f"Invalid value for ?{name}: {value!r}")
+    return value.lower() in _YES
+
+
+def _integer(request: web.Request, name: str) -> int | None:
+    value = request.query.get(name)
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and int(value) < 1 << 64):
+        raise ValueError(f"Invalid {name}: {value!r} is not an unsigned 64-bit integer")
+    return int(value)
+
+
+def _wait(request: web.Request) -> float:
+    value = request.query.get("wait")
+    if not value:
+        return DEFAULT_WAIT
+    try:
+        return min(parse_duration(value), MAX_WAIT) or DEFAULT_WAIT
+    except ValueError as error:
+        raise ValueError(f"Invalid wait time: {error}") from None
+
+
+def _no_filter(request: web.Request) -> None:
+    if request.query.get("filter"):
+        raise ValueError("filter expressions are not supported by this registry")
+
+
+def _cut(key: str, prefix: str, separator: str) -> str:
+    if not separator:
+        return key
+    end = key.find(separator, len(prefix))
+    return key if end < 0 else key[: end + len(separator)]
+
+
+def _index_headers(index: int) -> dict[str, str]:
+    return {"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true", "X-Consul-LastContact": "0"}
+
+
+def _json(value: object, *, index: int | None = None, status: int = 200) -> web.Response:
+    return web.Response(
+        body=b"" if status == 404 else orjson.dumps(value),
+        content_type="application/json",
+        headers=None if index is None else _index_headers(index),
+        status=status,
+    )
