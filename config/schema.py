@@ -1,175 +1,142 @@
-"""The configuration as types: one immutable `Config`, and the units people write values in.
+"""The configuration as types: one immutable `Config`.
 
-Durations become seconds (`float`), sizes bytes (`int`), shares fractions between 0 and 1 (`float`), and
-addresses an `Address`. Every model refuses unknown keys; nothing here reads files or the environment
-(`config.load` does).
+Durations are seconds (`float`), sizes bytes (`int`), shares fractions between 0 and 1 (`float`), addresses an
+`Address`; `config.units` has their written forms. Every model refuses unknown keys; nothing here reads files
+or the environment (`config.load` does). What cannot be seen inside one section is in `config.checks`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     SecretStr,
-    WithJsonSchema,
+    ValidationError,
     model_validator,
 )
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|kB|MB|GB)?")
-_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-_RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)")
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+from config import checks
+from config.units import Address as Address
+from config.units import Duration as Duration
+from config.units import Rate as Rate
+from config.units import Share as Share
+from config.units import Size as Size
+from config.units import parse_duration as parse_duration
+from config.units import parse_rate as parse_rate
+from config.units import parse_share as parse_share
+from config.units import parse_size as parse_size
 
-
-def parse_duration(value: object) -> float:
-    """`250ms`, `30s`, `5m`, `1h30m` or a plain number of seconds, as seconds.
-
-    Raises `ValueError` for anything else.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value < 0 or not math.isfinite(value):
-            raise ValueError("a duration cannot be negative or infinite")
-        return float(value)
-    if isinstance(value, str):
-        text = value.strip()
-        parts = _DURATION.findall(text)
-        if parts and "".join(number + unit for number, unit in parts) == text:
-            return sum(float(number) * _SECONDS[unit] for number, unit in parts)
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text)
-    raise ValueError(f"{value!r} is not a duration; write it as 250ms, 30s, 5m or 1h")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_HASH_ON = re.compile(r"ip|path|(header|cookie|query):[^\s:]+")
+_Section = TypeVar("_Section")
+_URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
-def parse_size(value: object) -> int:
-    """`64KiB`, `1MB` or a plain number of bytes, as bytes. Raises `ValueError` for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+def _checked(form: re.Pattern[str], wrong: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not form.fullmatch(value):
+            raise ValueError(f"{value!r} is not {wrong}")
         return value
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        return int(float(match[1]) * _BYTES[match[2] or "B"])
-    raise ValueError(f"{value!r} is not a size; write it as 512, 16KiB or 1MiB")
+
+    return AfterValidator(check)
 
 
-def parse_share(value: object) -> float:
-    """`20%` or `0.2`, as a fraction from 0 to 1. Raises `ValueError` for anything else."""
-    share: float | None = None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        share = float(value)
-    elif isinstance(value, str):
-        text = value.strip()
-        if match := _SHARE.fullmatch(text):
-            share = float(match[1]) / 100
-        elif re.fullmatch(r"\d*\.?\d+", text):
-            share = float(text)
-    if share is None or not 0 <= share <= 1:
-        raise ValueError(f"{value!r} is not a share; write it as 20% or 0.2")
-    return share
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"{value!r} is not an address or a network such as 10.0.0.0/8") from None
+    return value
 
 
-def parse_rate(value: object) -> float:
-    """`100/s`, `30/m` or `5/h`, as events per second. Raises `ValueError` for anything else."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    if isinstance(value, str) and (match := _RATE.fullmatch(value.strip())) and float(match[1]) > 0:
-        return float(match[1]) / _SECONDS[match[2]]
-    raise ValueError(f"{value!r} is not a rate; write it as 100/s, 30/m or 5/h")
+def _compiles(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    return value
 
 
-def _quantity(parse: Callable[[object], Any], pattern: str, *examples: str) -> Any:
-    return (
-        BeforeValidator(parse),
-        WithJsonSchema(
-            {
-                "anyOf": [{"type": "string", "pattern": pattern}, {"type": "number"}],
-                "examples": list(examples),
-            }
-        ),
-    )
+def _reachable(address: Address) -> Address:
+    if not address.path and not (address.host and address.port):
+        raise ValueError(f"'{address}' does not say where to connect; write it as host:port or unix:/path")
+    return address
 
 
-Duration = Annotated[float, *_quantity(parse_duration, r"^(\d+(\.\d+)?(ms|s|m|h|d))+$", "250ms", "30s", "5m")]
-Size = Annotated[int, *_quantity(parse_size, r"^\d+(\.\d+)?\s*(B|KiB|MiB|GiB|kB|MB|GB)?$", "16KiB", "1MiB")]
-Share = Annotated[float, *_quantity(parse_share, r"^\d+(\.\d+)?\s*%$", "20%", "0.2")]
-Rate = Annotated[float, *_quantity(parse_rate, r"^\d+(\.\d+)?/(s|m|h)$", "100/s", "30/m")]
+def _status_code(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+def _sound(section: _Section, problems: Iterable[checks.Problem]) -> _Section:
+    """The section itself when it has no problems; else puts each message at its own path below it."""
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError("value_error", "{problem}", {"problem": message}), loc=path, input=None
+        )
+        for path, message in problems
+    ]
+    if details:
+        raise ValidationError.from_exception_data("configuration", details)
+    return section
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen or connect: a TCP `host` and `port`, or the `path` of a unix socket."""
+class _OrNone:
+    """Marks what may be switched off by writing `none`, besides YAML's null."""
 
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def parse(cls, value: object) -> Address:
-        """`:8080`, `127.0.0.1:9900`, `[::1]:80`, `name:80` or `unix:/run/x.sock`. Raises `ValueError`."""
-        if isinstance(value, Address):
-            return value
-        wrong = (
-            f"{value!r} is not an address; write it as :8080, 127.0.0.1:8080, [::1]:8080 or unix:/run/x.sock"
-        )
-        if not isinstance(value, str):
-            raise ValueError(wrong)
-        if value.startswith("unix:"):
-            if len(value) == len("unix:"):
-                raise ValueError(wrong)
-            return cls(path=value.removeprefix("unix:"))
-        host, colon, port = value.rpartition(":")
-        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ValueError(wrong)
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-            ipaddress.IPv6Address(host)
-        elif not re.fullmatch(r"[A-Za-z0-9._-]*", host):
-            raise ValueError(wrong)
-        return cls(host=host, port=int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it: a unix socket or a loopback address."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: None if value == "none" else value, handler(source)
         )
 
-    @classmethod
     def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"type": "string", "examples": [":8080", "127.0.0.1:9900", "unix:/run/x.sock"]}
+        inner = handler(schema)
+        return {**inner, "anyOf": [*inner["anyOf"], {"const": "none"}]}
+
+
+_OR_NONE = _OrNone()
+_Name = Annotated[str, _checked(re.compile(r"[^\s/]+"), "a name without spaces and slashes")]
+_Token = Annotated[str, _checked(_TOKEN, "a name that HTTP allows (RFC 9110 section 5.6.2)")]
+_Path = Annotated[str, _checked(re.compile(r"/[^\s?#]*"), "a path; it starts with / and has no ? or #")]
+_Target = Annotated[str, _checked(re.compile(r"/[^\s#]*"), "a request target; it starts with /")]
+_Positive = Annotated[Duration, Field(gt=0)]
+_Positive_Size = Annotated[Size, Field(ge=1)]
+_Secret = Annotated[SecretStr, Field(min_length=1)]
 
 
 class Model(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
+    """Base of all sections: immutable; unknown keys are errors, a key without a value keeps its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        return {key: item for key, item in value.items() if item is not None or not cls._fills(key)}
+
+    @classmethod
+    def _fills(cls, key: object) -> bool:
+        """Whether the field has a default and null is not one of its values."""
+        field = cls.model_fields.get(key) if isinstance(key, str) else None
+        return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
 
 
 class TLS(Model):
@@ -199,22 +166,20 @@ class Admin(Model):
 
     address: Address = Address("127.0.0.1", 9900)
     """Its own listener. Beyond loopback and unix sockets a token is required."""
-    token: SecretStr | None = None
+    token: _Secret | None = None
     """Bearer token that every request must carry when set."""
 
     @model_validator(mode="after")
     def _token_when_reachable(self) -> Self:
-        if not self.address.is_loopback and self.token is None:
-            raise ValueError("an admin address beyond loopback needs a token")
-        return self
+        return _sound(self, checks.admin(self))
 
 
 class ClientTimeout(Model):
     """How long clients may take."""
 
-    header: Duration = 10.0
+    header: _Positive = 10.0
     """From the first byte of a request to the end of its head."""
-    body: Duration = 30.0
+    body: _Positive = 30.0
     """Longest silence while a request body is coming, or while the client does not read."""
     keepalive: Duration = 75.0
     """Longest silence between requests."""
@@ -225,9 +190,9 @@ class Limits(Model):
 
     connections: Annotated[int, Field(ge=1)] = 10_000
     """Open client connections; more are answered 503 and closed."""
-    request_line: Size = 16 << 10
+    request_line: _Positive_Size = 16 << 10
     """Bytes of the request line; more is 414."""
-    header_bytes: Size = 64 << 10
+    header_bytes: _Positive_Size = 64 << 10
     """Bytes of the whole head; more is 431."""
     header_count: Annotated[int, Field(ge=1)] = 100
     """Fields in the head; more is 431."""
@@ -247,13 +212,13 @@ class ConsulRegistry(Model):
     """Consul, or a holdfast registry on another machine."""
 
     kind: Literal["consul"]
-    address: str = "http://127.0.0.1:8500"
-    """Base URL of the agent."""
-    token: SecretStr | None = None
+    address: Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")] = "http://127.0.0.1:8500"
+    """Base URL of the agent; credentials belong into `token`."""
+    token: _Secret | None = None
     """ACL token."""
     datacenter: str | None = None
     """Datacenter to ask, when not the agent's own."""
-    wait: Duration = 55.0
+    wait: _Positive = 55.0
     """How long one blocking query may wait."""
 
 
@@ -297,23 +262,22 @@ class Sticky(Model):
 
     by: StickyBy
     """`cookie` is set by the proxy; the others hash or remember what the client sends."""
-    name: str | None = None
+    name: _Token | None = None
     """Name of the cookie, header or query parameter."""
     ttl: Duration = 3600.0
     """How long an unused binding is remembered, and the cookie's Max-Age (0: a session cookie)."""
-    key: SecretStr | None = None
+    key: _Secret | None = None
     """Signs the cookie; replicas that share it resolve each other's. Made at random when absent."""
 
     @model_validator(mode="after")
     def _needs_name(self) -> Self:
-        if self.name is None and self.by in (StickyBy.COOKIE, StickyBy.HEADER, StickyBy.QUERY):
-            raise ValueError(f"sticky by {self.by} needs a name")
-        return self
+        return _sound(self, checks.sticky(self))
 
 
 class OnDrain(StrEnum):
     """What happens to the WebSockets of an instance that leaves."""
 
+    MIGRATE = "migrate"
     CLOSE = "close"
     WAIT = "wait"
 
@@ -322,9 +286,18 @@ class WebSocket(Model):
     """How tunnels live."""
 
     on_drain: OnDrain = OnDrain.CLOSE
-    """`close`: Close 1012 at a message boundary, spread over `drain.jitter`; `wait`: only at the deadline."""
+    """`migrate`: the client keeps its connection, another instance takes over (`close` where none can);
+    `close`: Close 1012 at a message boundary, spread over `drain.jitter`; `wait`: only at the deadline."""
+    replay: bool = False
+    """With `migrate`: send again what the old instance may not have consumed; it drops duplicates itself."""
+    ping: Duration = 0.0
+    """Send a ping into a tunnel that was silent for so long; 0: never."""
     idle: Duration = 300.0
     """A tunnel in which nothing moved for so long is closed; 0: never."""
+
+    @model_validator(mode="after")
+    def _replay_migrates(self) -> Self:
+        return _sound(self, checks.websocket(self))
 
 
 class Drain(Model):
@@ -339,11 +312,11 @@ class Drain(Model):
 class Health(Model):
     """Active HTTP health check of every instance."""
 
-    path: str = "/"
+    path: _Target = "/"
     """Request target; 2xx and 3xx are healthy."""
-    interval: Duration = 2.0
+    interval: _Positive = 2.0
     """Between checks of one instance."""
-    timeout: Duration = 1.0
+    timeout: _Positive = 1.0
     """Longer than this counts as failed."""
     healthy: Annotated[int, Field(ge=1)] = 2
     """Passes in a row until an unhealthy instance is used again; a new one needs one pass."""
@@ -362,7 +335,7 @@ class Outlier(Model):
     """Never more than this share of a service's instances at once."""
 
 
-RetryOn = Literal["connect", "reset", 502, 503, 504]
+RetryOn = Annotated[Literal["connect", "reset", 502, 503, 504], BeforeValidator(_status_code)]
 
 
 class Retry(Model):
@@ -379,9 +352,9 @@ class Retry(Model):
 class UpstreamTimeout(Model):
     """How long instances may take."""
 
-    connect: Duration = 1.0
+    connect: _Positive = 1.0
     """To accept a connection."""
-    response: Duration = 30.0
+    response: _Positive = 30.0
     """To the response head, from the end of the request."""
     idle: Duration = 60.0
     """A pooled connection unused for so long is closed."""
@@ -399,7 +372,7 @@ class Pool(Model):
 class StaticInstance(Model):
     """An instance named in the configuration."""
 
-    address: Address
+    address: Annotated[Address, AfterValidator(_reachable)]
     """`host:port` or `unix:/path`."""
     id: str = ""
     """Defaults to the address."""
@@ -425,19 +398,24 @@ class Service(Model):
 
     balance: Balance = Balance.LEAST_CONN
     """How an instance is chosen."""
-    hash_on: str = "ip"
+    hash_on: Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME or query:NAME")] = "ip"
     """Key of the hashing balancers: `ip`, `path`, `header:NAME`, `cookie:NAME` or `query:NAME`."""
-    sticky: Sticky | None = None
+    sticky: Annotated[Sticky | None, _OR_NONE] = None
     """Keep a client on one instance."""
     websocket: WebSocket = WebSocket()
+    """How tunnels live."""
     drain: Drain = Drain()
-    health: Health | None = None
+    """How an instance leaves."""
+    health: Annotated[Health | None, _OR_NONE] = None
     """Active check; absent: the registry is believed."""
-    outlier: Outlier | None = None
+    outlier: Annotated[Outlier | None, _OR_NONE] = None
     """Passive ejection; absent: none."""
     retry: Retry = Retry()
+    """When a request may be sent to another instance."""
     timeout: UpstreamTimeout = UpstreamTimeout()
+    """How long instances may take."""
     pool: Pool = Pool()
+    """Connections kept to each instance."""
     slow_start: Duration = 0.0
     """A new or recovered instance grows to its full weight over this time."""
     instances: tuple[StaticInstance, ...] | None = None
@@ -447,18 +425,26 @@ class Service(Model):
 class Match(Model):
     """What a request must look like; all that is given must hold."""
 
-    host: str | None = None
+    host: (
+        Annotated[
+            str,
+            AfterValidator(str.lower),
+            _checked(_HOST, "a host such as example.com or *.example.com, without port"),
+        ]
+        | None
+    ) = None
     """`example.com` or `*.example.com`, without port."""
-    path: str | None = None
+    path: _Path | None = None
     """Prefix, at segment borders: `/api` matches `/api` and `/api/x`, not `/apix`."""
-    path_exact: str | None = None
-    path_regex: str | None = None
+    path_exact: _Path | None = None
+    """The whole path."""
+    path_regex: Annotated[str, AfterValidator(_compiles)] | None = None
     """Python regular expression that must match the whole path."""
-    method: tuple[str, ...] = ()
+    method: tuple[Annotated[_Token, AfterValidator(str.upper)], ...] = ()
     """One of these."""
-    headers: dict[str, str] = {}
+    headers: dict[_Token, str] = {}
     """Field name to value; `*` means present."""
-    cookies: dict[str, str] = {}
+    cookies: dict[_Token, str] = {}
     """Cookie name to value; `*` means present."""
     query: dict[str, str] = {}
     """Parameter to value; `*` means present."""
@@ -472,14 +458,7 @@ class Match(Model):
 
     @model_validator(mode="after")
     def _one_path(self) -> Self:
-        if sum(p is not None for p in (self.path, self.path_exact, self.path_regex)) > 1:
-            raise ValueError("give only one of path, path_exact and path_regex")
-        if self.path_regex is not None:
-            try:
-                re.compile(self.path_regex)
-            except re.error as error:
-                raise ValueError(f"path_regex: {error}") from None
-        return self
+        return _sound(self, checks.match(self))
 
 
 class Mirror(Model):
@@ -505,64 +484,71 @@ class RouteLimit(Model):
 class Route(Model):
     """Which requests go to which service."""
 
-    name: str = ""
+    name: Annotated[str, _checked(re.compile(r"[^\s/]*"), "a name without spaces and slashes")] = ""
     """How the CLI and the admin API call it; defaults to the service's name, numbered when needed."""
     match: Match = Match()
+    """What a request must look like; absent: every request."""
     service: str
-    split: dict[str, Annotated[int, Field(ge=0)]] | None = None
+    """Where they go: a key of `services`."""
+    split: Annotated[dict[str, Annotated[int, Field(ge=0)]] | None, _OR_NONE] = None
     """Version label to share; the shares are relative to each other."""
-    mirror: Mirror | None = None
-    limit: RouteLimit | None = None
+    mirror: Annotated[Mirror | None, _OR_NONE] = None
+    """Copies of requests to another version."""
+    limit: Annotated[RouteLimit | None, _OR_NONE] = None
+    """How many requests may pass."""
 
     @model_validator(mode="after")
     def _some_share(self) -> Self:
-        if self.split is not None and not any(self.split.values()):
-            raise ValueError("a split needs at least one share above 0")
-        return self
+        return _sound(self, checks.split(self))
 
 
 class AccessLog(Model):
     """One JSON line per request."""
 
-    path: str | None = "-"
-    """A file, `-` for standard output, or null for none."""
+    path: Annotated[str | None, _OR_NONE] = "-"
+    """A file, `-` for standard output, or `none`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switched_off(cls, value: Any) -> Any:
+        return {"path": None} if value == "none" else value
+
+
+def _one_or_many(value: object) -> object:
+    if value == "none":
+        return ()
+    return (value,) if isinstance(value, (dict, Model)) else value
 
 
 class Config(Model):
     """The whole configuration of one holdfast process."""
 
     listen: tuple[Listen, ...] = (Listen(address=Address("", 8080)),)
+    """Where clients connect."""
     admin: Admin = Admin()
+    """The admin API, metrics and dashboard."""
     timeout: ClientTimeout = ClientTimeout()
+    """How long clients may take."""
     limits: Limits = Limits()
-    trusted_proxies: tuple[str, ...] = ()
+    """What one client, and all of them together, may use."""
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     """Addresses or networks whose X-Forwarded-* are believed."""
-    registry: tuple[Registry, ...] = ()
-    """Where instances come from; a single one may be written without the list."""
-    services: dict[str, Service] = {}
+    registry: Annotated[tuple[Registry, ...], BeforeValidator(_one_or_many)] = ()
+    """Where instances come from; a single one may be written without the list, and `none` is none."""
+    services: dict[_Name, Service] = {}
+    """Each by its name."""
     routes: tuple[Route, ...] = ()
+    """Which requests go to which service; the most specific match wins, then the first."""
     access_log: AccessLog = AccessLog()
+    """One JSON line per request."""
     shutdown: Duration = 30.0
     """On SIGTERM, what is in flight has so long to finish."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _registry_list(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("registry"), dict):
-            return {**value, "registry": (value["registry"],)}
-        return value
-
     @model_validator(mode="after")
     def _references(self) -> Self:
-        for network in self.trusted_proxies:
-            ipaddress.ip_network(network, strict=False)
-        taken: set[str] = {route.name for route in self.routes if route.name}
-        names = [route.name for route in self.routes if route.name]
-        if len(names) != len(taken):
-            raise ValueError("two routes have the same name")
-        for number, route in enumerate(self.routes):
-            if route.service not in self.services:
-                raise ValueError(f"routes[{number}].service: there is no service {route.service!r}")
+        _sound(self, checks.integrity(self))
+        taken = {route.name for route in self.routes if route.name}
+        for route in self.routes:
             if not route.name:
                 name, suffix = route.service, 1
                 while name in taken:

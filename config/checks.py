@@ -1,0 +1,204 @@
+"""What only shows when several keys or sections are seen together.
+
+Everything here reads the raw data (dicts, lists, text) as well as validated models, and pass over whatever is
+malformed: its own error is reported by validation. So these problems are found together with all others, also
+in a file of which no `Config` can be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+
+from config.units import Address
+
+Path = tuple[str | int, ...]
+Problem = tuple[Path, str]
+Check = Callable[[object], Iterable[Problem]]
+"""Looks at one section; the paths of its problems start there."""
+
+
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest candidate, or nothing."""
+    # Imported here because it is needed only when something is wrong.
+    from difflib import get_close_matches
+
+    names = list(candidates)
+    folded = {candidate.casefold().replace("-", "_"): candidate for candidate in reversed(names)}
+    found = get_close_matches(name.casefold().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return f" (did you mean {folded[found[0]]!r}?)" if found else ""
+
+
+def integrity(config: object) -> list[Problem]:
+    """What no configuration may have, wherever it comes from: dangling references, names given twice."""
+    return [*_routes(config), *_instance_ids(config)]
+
+
+def sections(config: object) -> list[Problem]:
+    """What one section contradicts itself in, all over the configuration."""
+    services = [(("services", name), service) for name, service in _services(config).items()]
+    routes = [(("routes", number), route) for number, route in enumerate(_list(config, "routes"))]
+    found: list[tuple[Path, object, Check]] = [(("admin",), _get(config, "admin"), admin)]
+    found += [((*path, "sticky"), _get(service, "sticky"), sticky) for path, service in services]
+    found += [((*path, "websocket"), _get(service, "websocket"), websocket) for path, service in services]
+    found += [((*path, "match"), _get(route, "match"), match) for path, route in routes]
+    found += [(path, route, split) for path, route in routes]
+    return [((*path, *below), text) for path, section, check in found for below, text in check(section)]
+
+
+def admin(section: object) -> Iterator[Problem]:
+    """Of `admin`."""
+    address = _address(section, "address", "127.0.0.1:9900")
+    if address is not None and not address.is_loopback and _get(section, "token") is None:
+        yield ("address",), "an admin address beyond loopback needs a token"
+
+
+def sticky(section: object) -> Iterator[Problem]:
+    """Of `services.*.sticky`."""
+    by = _get(section, "by")
+    if by in ("cookie", "header", "query") and _get(section, "name") is None:
+        yield ("name",), f"sticky by {by} needs a name"
+
+
+def websocket(section: object) -> Iterator[Problem]:
+    """Of `services.*.websocket`."""
+    replay = _get(section, "replay")
+    wanted = replay is True or (isinstance(replay, str) and replay.lower() == "true")
+    if wanted and _get(section, "on_drain") != "migrate":
+        yield ("replay",), "replay needs on_drain: migrate"
+
+
+def match(section: object) -> Iterator[Problem]:
+    """Of `routes.*.match`."""
+    given = [key for key in ("path", "path_exact", "path_regex") if _get(section, key) is not None]
+    yield from (((key,), f"cannot be given together with {given[0]}") for key in given[1:])
+
+
+def split(section: object) -> Iterator[Problem]:
+    """Of `routes.*.split`."""
+    shares = _get(section, "split")
+    if isinstance(shares, Mapping) and all(share in (0, "0") for share in shares.values()):
+        yield ("split",), "a split needs at least one share above 0"
+
+
+def workable(config: object) -> list[Problem]:
+    """What would keep a process from doing its work with what the operator wrote."""
+    return [*_addresses(config), *_sources(config), *_versions(config)]
+
+
+def _get(section: object, key: str) -> object:
+    if isinstance(section, Mapping):
+        return section.get(key)
+    return getattr(section, key, None) if hasattr(type(section), "model_fields") else None
+
+
+def _list(section: object, key: str) -> Sequence[object]:
+    value = _get(section, key)
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _services(config: object) -> Mapping[str, object]:
+    value = _get(config, "services")
+    return value if isinstance(value, Mapping) else {}
+
+
+def _registries(config: object) -> Sequence[object]:
+    value = _get(config, "registry")
+    if isinstance(value, Mapping):
+        return (value,)
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _routes(config: object) -> Iterator[Problem]:
+    services, names = _services(config), dict[str, int]()
+    for number, route in enumerate(_list(config, "routes")):
+        service, name = _get(route, "service"), _get(route, "name")
+        if isinstance(service, str) and service not in services:
+            hint = closest(service, services)
+            yield ("routes", number, "service"), f"there is no service {service!r}{hint}"
+        if isinstance(name, str) and name:
+            first = names.setdefault(name, number)
+            if first != number:
+                yield ("routes", number, "name"), f"routes[{first}] is called {name!r} as well"
+
+
+def _instance_id(instance: object) -> str | None:
+    if isinstance(instance, str):
+        return instance
+    given = _get(instance, "id") or _get(instance, "address")
+    return str(given) if isinstance(given, (str, Address)) else None
+
+
+def _instance_ids(config: object) -> Iterator[Problem]:
+    for service_name, service in _services(config).items():
+        seen = dict[str, int]()
+        for number, instance in enumerate(_list(service, "instances")):
+            identity = _instance_id(instance)
+            if identity is not None and (first := seen.setdefault(identity, number)) != number:
+                path: Path = ("services", service_name, "instances", number)
+                if _get(instance, "id"):
+                    path = (*path, "id")
+                yield path, f"instances[{first}] has the id {identity!r} as well"
+
+
+def _address(section: object, key: str, default: str = "") -> Address | None:
+    try:
+        return Address.parse(_get(section, key) or default)
+    except ValueError:
+        return None
+
+
+def _addresses(config: object) -> Iterator[Problem]:
+    listeners = [(("listen", n, "address"), item) for n, item in enumerate(_list(config, "listen"))]
+    found: list[tuple[Path, Address | None]] = [(path, _address(item, "address")) for path, item in listeners]
+    if _get(config, "listen") is None:
+        found.append((("listen", 0, "address"), Address("", 8080)))
+    elif _get(config, "listen") in ([], ()):
+        yield ("listen",), "needs at least one listener"
+    found.append((("admin", "address"), _address(_get(config, "admin"), "address", "127.0.0.1:9900")))
+    for number, registry in enumerate(_registries(config)):
+        if _get(registry, "kind") == "embedded":
+            address = _address(registry, "listen", "127.0.0.1:8500")
+            found.append((("registry", number, "listen"), address))
+    for (first_path, first), (path, address) in combinations(found, 2):
+        if first is not None and address is not None and first.overlaps(address):
+            yield path, f"'{address}' is taken by {written(first_path)} ('{first}')"
+
+
+def _sources(config: object) -> Iterator[Problem]:
+    if _registries(config):
+        return
+    for name, service in _services(config).items():
+        if not _list(service, "instances"):
+            yield ("services", name), "has no instances, and there is no registry to ask for them"
+
+
+def _versions(config: object) -> Iterator[Problem]:
+    services = _services(config)
+    for number, route in enumerate(_list(config, "routes")):
+        service = _get(route, "service")
+        instances = _list(services.get(service), "instances") if isinstance(service, str) else ()
+        if not instances:
+            continue
+        found = {_get(_get(instance, "metadata"), "version") for instance in instances}
+        versions = sorted(version for version in found if isinstance(version, str))
+        for path, label in _wanted_versions(route):
+            if label not in versions:
+                hint = closest(label, versions)
+                yield ("routes", number, *path), f"no instance of {service!r} has version {label!r}{hint}"
+
+
+def _wanted_versions(route: object) -> Iterator[tuple[Path, str]]:
+    split, mirrored = _get(route, "split"), _get(_get(route, "mirror"), "to")
+    if isinstance(split, Mapping):
+        yield from ((("split", label), label) for label, share in split.items() if share not in (0, "0"))
+    if isinstance(mirrored, str):
+        yield ("mirror", "to"), mirrored
+
+
+def written(path: Path) -> str:
+    """`services.chat.instances[0].weight`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
