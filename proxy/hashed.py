@@ -13,6 +13,9 @@ _BOUND = 1.25
 """Load over the average at which a ring member is full: Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing
 with Bounded Loads (2016), with epsilon 0.25."""
 
+_REMEMBERED = 16_384
+"""Results that IpHash keeps; when there are more it starts over, which costs only time."""
+
 
 def rendezvous(number: int, members: Sequence[M], seeds: Sequence[int], now: float) -> M | None:
     """Weighted rendezvous hashing: the member that a 32-bit number goes to, or None without members.
@@ -23,25 +26,38 @@ def rendezvous(number: int, members: Sequence[M], seeds: Sequence[int], now: flo
     best: M | None = None
     least = 0.0
     for member, seed in zip(members, seeds, strict=True):
-        arrival = race(number, seed, member.weight * warmth(member, now))
+        weight = member.weight if now >= member.warm_at else member.weight * warmth(member, now)
+        arrival = race(number, seed, weight)
         if best is None or arrival < least or (arrival == least and member.identity < best.identity):
             best, least = member, arrival
     return best
 
 
 class IpHash(Balancer[M]):
-    """The same member for the same key, in proportion to the weights: rendezvous hashing."""
+    """The same member for the same key, in proportion to the weights: rendezvous hashing.
 
-    __slots__ = ("_seeds",)
+    Remembers what it found, for as long as the snapshot lives: clients come back, and the search is O(n).
+    """
+
+    __slots__ = ("_found", "_seeds")
 
     def __init__(self, members: Sequence[M], previous: Balancer[M] | None = None) -> None:
         super().__init__(members)
         self._seeds = [hash32(member.identity) for member in self.members]
+        self._found: dict[int, M] = {}
 
     def pick(self, key: bytes, now: float, random: Random, tried: Collection[M] = ()) -> M | None:
         if tried:
             return self._rest(tried).pick(key, now, random)
-        return rendezvous(_number(key, random), self.members, self._seeds, now)
+        number = _number(key, random)
+        member = self._found.get(number)
+        if member is None:
+            member = rendezvous(number, self.members, self._seeds, now)
+            if member is not None and now >= self._warm_at:
+                if len(self._found) >= _REMEMBERED:
+                    self._found.clear()
+                self._found[number] = member
+        return member
 
 
 class RingHash(Balancer[M]):

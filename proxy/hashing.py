@@ -50,7 +50,11 @@ def race(number: int, seed: int, weight: float) -> float:
     This is weighted rendezvous hashing (Mosharaf, Schindelhauer 2005, logarithmic method): the least value
     wins, and a runner that leaves or changes its weight moves only what it won or wins. `weight` above 0.
     """
-    return -log((mix32(number ^ seed) + 1) * _SPAN) / weight
+    # mix32 by hand: this runs once for each member, and a call costs as much as the arithmetic.
+    x = number ^ seed
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & _MASK
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & _MASK
+    return -log(((x ^ (x >> 16)) + 1) * _SPAN) / weight
 
 
 class Ring:
@@ -71,9 +75,10 @@ class Ring:
             wanted = max(1, round(weight * scale))
             points = known.get(name, [])
             self._of[name] = points if len(points) == wanted else _points(name, wanted)
-        placed = sorted((point, name) for name, points in self._of.items() for point in points)
-        self._points = [point for point, _ in placed]
-        self.owners = [name for _, name in placed]
+        # By name, so that replicas agree even where two points are the same.
+        placed = {point: name for name in sorted(self._of) for point in self._of[name]}
+        self._points = sorted(placed)
+        self.owners = [placed[point] for point in self._points]
         """Names in the order of their points: from any index on, whom to ask next."""
 
     def index(self, number: int) -> int:
@@ -87,7 +92,7 @@ def _points(name: bytes, count: int) -> list[int]:
     for block in range((count + 7) // 8):
         digest = blake2b(name, digest_size=64, salt=block.to_bytes(4, "big")).digest()
         points += [int.from_bytes(digest[at : at + 8], "big") for at in range(0, 64, 8)]
-    return points[:count]
+    return sorted(points[:count])  # sorted runs are quick to merge
 
 
 def maglev_table(weights: Mapping[bytes, int]) -> list[bytes]:

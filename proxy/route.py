@@ -193,7 +193,7 @@ def _compile(route: Route, index: int) -> CompiledRoute:
     match = route.match
     conditions = []
     if match.method:
-        methods = frozenset(method.upper().encode() for method in match.method)
+        methods = frozenset(method.encode() for method in match.method)
         conditions.append(Condition("method", b"", methods))
     for kind, wanted in (("header", match.headers), ("cookie", match.cookies), ("query", match.query)):
         for name, value in wanted.items():
@@ -219,8 +219,7 @@ def _specific(route: CompiledRoute) -> tuple[bool, int, int]:
 
 def _host(match: Match) -> bytes:
     """The wanted host, `*.` and all; empty for any."""
-    host = (match.host or "").lower().removesuffix(".")
-    return b"" if host == "*" else host.encode()
+    return (match.host or "").encode()
 
 
 def _prefix(match: Match) -> bytes:

@@ -37,7 +37,7 @@ class Split:
             raise ValueError("a split needs at least one share above 0")
         self.shares: Mapping[str, int] = dict(shares)
         self._ranked = [
-            (version, hash32(version.encode()), share) for version, share in shares.items() if share
+            (version, hash32(version.encode()), share) for version, share in sorted(shares.items()) if share
         ]
 
     def choose(self, position: float, ready: Container[str]) -> str | None:
@@ -46,11 +46,15 @@ class Split:
         None when no version with a share is ready. People whose version is not ready are spread over the
         others in proportion; everybody else stays.
         """
-        usable = [entry for entry in self._ranked if entry[0] in ready]
-        if len(usable) < 2:
-            return usable[0][0] if usable else None
         number = int(position * 4294967296.0)
-        return min([(race(number, seed, share), version) for version, seed, share in usable])[1]
+        best: str | None = None
+        least = 0.0
+        for version, seed, share in self._ranked:
+            if version in ready:
+                arrival = race(number, seed, share)
+                if best is None or arrival < least:
+                    best, least = version, arrival
+        return best
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Split) and self.shares == other.shares
