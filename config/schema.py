@@ -2,33 +2,41 @@
 
 Durations are seconds (`float`), sizes bytes (`int`), shares fractions between 0 and 1 (`float`), addresses an
 `Address`; `config.units` has their written forms. Every model refuses unknown keys; nothing here reads files
-or the environment (`config.load` does). What cannot be seen inside one section is in `config.checks`.
+or the environment (`config.load` does). What cannot be seen inside one section is in `config.checks`. The
+text under each field is its documentation, which `config.descriptions` reads.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+from pydantic import Field, model_validator
 
 from config import checks
+from config.forms import (
+    ONE_OR_MANY,
+    OR_NONE,
+    OR_TEXT,
+    HashKey,
+    Host,
+    Method,
+    Name,
+    Network,
+    NoName,
+    PathPrefix,
+    Positive,
+    PositiveSize,
+    Regex,
+    Secret,
+    Target,
+    Token,
+    Upstream,
+    Url,
+    sound,
+)
+from config.forms import Model as Model
+from config.forms import RetryOn as RetryOn
 from config.units import Address as Address
 from config.units import Duration as Duration
 from config.units import Rate as Rate
@@ -38,105 +46,6 @@ from config.units import parse_duration as parse_duration
 from config.units import parse_rate as parse_rate
 from config.units import parse_share as parse_share
 from config.units import parse_size as parse_size
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
-_HASH_ON = re.compile(r"ip|path|(header|cookie|query):[^\s:]+")
-_Section = TypeVar("_Section")
-_URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
-
-
-def _checked(form: re.Pattern[str], wrong: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not form.fullmatch(value):
-            raise ValueError(f"{value!r} is not {wrong}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _network(value: str) -> str:
-    try:
-        ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        raise ValueError(f"{value!r} is not an address or a network such as 10.0.0.0/8") from None
-    return value
-
-
-def _compiles(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
-    return value
-
-
-def _reachable(address: Address) -> Address:
-    if not address.path and not (address.host and address.port):
-        raise ValueError(f"'{address}' does not say where to connect; write it as host:port or unix:/path")
-    return address
-
-
-def _status_code(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-
-
-def _sound(section: _Section, problems: Iterable[checks.Problem]) -> _Section:
-    """The section itself when it has no problems; else puts each message at its own path below it."""
-    details = [
-        InitErrorDetails(
-            type=PydanticCustomError("value_error", "{problem}", {"problem": message}), loc=path, input=None
-        )
-        for path, message in problems
-    ]
-    if details:
-        raise ValidationError.from_exception_data("configuration", details)
-    return section
-
-
-@dataclass(frozen=True, slots=True)
-class _OrNone:
-    """Marks what may be switched off by writing `none`, besides YAML's null."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(
-            lambda value: None if value == "none" else value, handler(source)
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        inner = handler(schema)
-        return {**inner, "anyOf": [*inner["anyOf"], {"const": "none"}]}
-
-
-_OR_NONE = _OrNone()
-_Name = Annotated[str, _checked(re.compile(r"[^\s/]+"), "a name without spaces and slashes")]
-_Token = Annotated[str, _checked(_TOKEN, "a name that HTTP allows (RFC 9110 section 5.6.2)")]
-_Path = Annotated[str, _checked(re.compile(r"/[^\s?#]*"), "a path; it starts with / and has no ? or #")]
-_Target = Annotated[str, _checked(re.compile(r"/[^\s#]*"), "a request target; it starts with /")]
-_Positive = Annotated[Duration, Field(gt=0)]
-_Positive_Size = Annotated[Size, Field(ge=1)]
-_Secret = Annotated[SecretStr, Field(min_length=1)]
-
-
-class Model(BaseModel):
-    """Base of all sections: immutable; unknown keys are errors, a key without a value keeps its default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or None not in value.values():
-            return value
-        return {key: item for key, item in value.items() if item is not None or not cls._fills(key)}
-
-    @classmethod
-    def _fills(cls, key: object) -> bool:
-        """Whether the field has a default and null is not one of its values."""
-        field = cls.model_fields.get(key) if isinstance(key, str) else None
-        return field is not None and not field.is_required() and type(None) not in get_args(field.annotation)
 
 
 class TLS(Model):
@@ -166,20 +75,20 @@ class Admin(Model):
 
     address: Address = Address("127.0.0.1", 9900)
     """Its own listener. Beyond loopback and unix sockets a token is required."""
-    token: _Secret | None = None
+    token: Secret | None = None
     """Bearer token that every request must carry when set."""
 
     @model_validator(mode="after")
     def _token_when_reachable(self) -> Self:
-        return _sound(self, checks.admin(self))
+        return sound(self, checks.admin(self))
 
 
 class ClientTimeout(Model):
     """How long clients may take."""
 
-    header: _Positive = 10.0
+    header: Positive = 10.0
     """From the first byte of a request to the end of its head."""
-    body: _Positive = 30.0
+    body: Positive = 30.0
     """Longest silence while a request body is coming, or while the client does not read."""
     keepalive: Duration = 75.0
     """Longest silence between requests."""
@@ -190,9 +99,9 @@ class Limits(Model):
 
     connections: Annotated[int, Field(ge=1)] = 10_000
     """Open client connections; more are answered 503 and closed."""
-    request_line: _Positive_Size = 16 << 10
+    request_line: PositiveSize = 16 << 10
     """Bytes of the request line; more is 414."""
-    header_bytes: _Positive_Size = 64 << 10
+    header_bytes: PositiveSize = 64 << 10
     """Bytes of the whole head; more is 431."""
     header_count: Annotated[int, Field(ge=1)] = 100
     """Fields in the head; more is 431."""
@@ -212,13 +121,13 @@ class ConsulRegistry(Model):
     """Consul, or a holdfast registry on another machine."""
 
     kind: Literal["consul"]
-    address: Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")] = "http://127.0.0.1:8500"
+    address: Url = "http://127.0.0.1:8500"
     """Base URL of the agent; credentials belong into `token`."""
-    token: _Secret | None = None
+    token: Secret | None = None
     """ACL token."""
     datacenter: str | None = None
     """Datacenter to ask, when not the agent's own."""
-    wait: _Positive = 55.0
+    wait: Positive = 55.0
     """How long one blocking query may wait."""
 
 
@@ -262,16 +171,16 @@ class Sticky(Model):
 
     by: StickyBy
     """`cookie` is set by the proxy; the others hash or remember what the client sends."""
-    name: _Token | None = None
+    name: Token | None = None
     """Name of the cookie, header or query parameter."""
     ttl: Duration = 3600.0
     """How long an unused binding is remembered, and the cookie's Max-Age (0: a session cookie)."""
-    key: _Secret | None = None
+    key: Secret | None = None
     """Signs the cookie; replicas that share it resolve each other's. Made at random when absent."""
 
     @model_validator(mode="after")
     def _needs_name(self) -> Self:
-        return _sound(self, checks.sticky(self))
+        return sound(self, checks.sticky(self))
 
 
 class OnDrain(StrEnum):
@@ -297,7 +206,7 @@ class WebSocket(Model):
 
     @model_validator(mode="after")
     def _replay_migrates(self) -> Self:
-        return _sound(self, checks.websocket(self))
+        return sound(self, checks.websocket(self))
 
 
 class Drain(Model):
@@ -312,11 +221,11 @@ class Drain(Model):
 class Health(Model):
     """Active HTTP health check of every instance."""
 
-    path: _Target = "/"
+    path: Target = "/"
     """Request target; 2xx and 3xx are healthy."""
-    interval: _Positive = 2.0
+    interval: Positive = 2.0
     """Between checks of one instance."""
-    timeout: _Positive = 1.0
+    timeout: Positive = 1.0
     """Longer than this counts as failed."""
     healthy: Annotated[int, Field(ge=1)] = 2
     """Passes in a row until an unhealthy instance is used again; a new one needs one pass."""
@@ -335,9 +244,6 @@ class Outlier(Model):
     """Never more than this share of a service's instances at once."""
 
 
-RetryOn = Annotated[Literal["connect", "reset", 502, 503, 504], BeforeValidator(_status_code)]
-
-
 class Retry(Model):
     """When a request may be sent to another instance. Never after response bytes went out."""
 
@@ -352,9 +258,9 @@ class Retry(Model):
 class UpstreamTimeout(Model):
     """How long instances may take."""
 
-    connect: _Positive = 1.0
+    connect: Positive = 1.0
     """To accept a connection."""
-    response: _Positive = 30.0
+    response: Positive = 30.0
     """To the response head, from the end of the request."""
     idle: Duration = 60.0
     """A pooled connection unused for so long is closed."""
@@ -372,13 +278,13 @@ class Pool(Model):
 class StaticInstance(Model):
     """An instance named in the configuration."""
 
-    address: Annotated[Address, AfterValidator(_reachable)]
+    address: Upstream
     """`host:port` or `unix:/path`."""
     id: str = ""
     """Defaults to the address."""
     weight: Annotated[int, Field(ge=0, le=65535)] = 100
     """Share of traffic relative to the others; 0: none."""
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default_factory=dict)
     """`version`, `zone`, `draining`, `backup` have a meaning; others are labels."""
 
     @model_validator(mode="before")
@@ -398,17 +304,17 @@ class Service(Model):
 
     balance: Balance = Balance.LEAST_CONN
     """How an instance is chosen."""
-    hash_on: Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME or query:NAME")] = "ip"
+    hash_on: HashKey = "ip"
     """Key of the hashing balancers: `ip`, `path`, `header:NAME`, `cookie:NAME` or `query:NAME`."""
-    sticky: Annotated[Sticky | None, _OR_NONE] = None
+    sticky: Annotated[Sticky | None, OR_NONE] = None
     """Keep a client on one instance."""
     websocket: WebSocket = WebSocket()
     """How tunnels live."""
     drain: Drain = Drain()
     """How an instance leaves."""
-    health: Annotated[Health | None, _OR_NONE] = None
+    health: Annotated[Health | None, OR_NONE] = None
     """Active check; absent: the registry is believed."""
-    outlier: Annotated[Outlier | None, _OR_NONE] = None
+    outlier: Annotated[Outlier | None, OR_NONE] = None
     """Passive ejection; absent: none."""
     retry: Retry = Retry()
     """When a request may be sent to another instance."""
@@ -418,47 +324,33 @@ class Service(Model):
     """Connections kept to each instance."""
     slow_start: Duration = 0.0
     """A new or recovered instance grows to its full weight over this time."""
-    instances: tuple[StaticInstance, ...] | None = None
+    instances: tuple[Annotated[StaticInstance, OR_TEXT], ...] | None = None
     """Static instances; absent: they come from the registry."""
 
 
 class Match(Model):
     """What a request must look like; all that is given must hold."""
 
-    host: (
-        Annotated[
-            str,
-            AfterValidator(str.lower),
-            _checked(_HOST, "a host such as example.com or *.example.com, without port"),
-        ]
-        | None
-    ) = None
+    host: Host | None = None
     """`example.com` or `*.example.com`, without port."""
-    path: _Path | None = None
+    path: PathPrefix | None = None
     """Prefix, at segment borders: `/api` matches `/api` and `/api/x`, not `/apix`."""
-    path_exact: _Path | None = None
+    path_exact: PathPrefix | None = None
     """The whole path."""
-    path_regex: Annotated[str, AfterValidator(_compiles)] | None = None
+    path_regex: Regex | None = None
     """Python regular expression that must match the whole path."""
-    method: tuple[Annotated[_Token, AfterValidator(str.upper)], ...] = ()
+    method: Annotated[tuple[Method, ...], ONE_OR_MANY] = ()
     """One of these."""
-    headers: dict[_Token, str] = {}
+    headers: dict[Token, str] = Field(default_factory=dict)
     """Field name to value; `*` means present."""
-    cookies: dict[_Token, str] = {}
+    cookies: dict[Token, str] = Field(default_factory=dict)
     """Cookie name to value; `*` means present."""
-    query: dict[str, str] = {}
+    query: dict[str, str] = Field(default_factory=dict)
     """Parameter to value; `*` means present."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_method(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("method"), str):
-            return {**value, "method": (value["method"],)}
-        return value
 
     @model_validator(mode="after")
     def _one_path(self) -> Self:
-        return _sound(self, checks.match(self))
+        return sound(self, checks.match(self))
 
 
 class Mirror(Model):
@@ -484,40 +376,34 @@ class RouteLimit(Model):
 class Route(Model):
     """Which requests go to which service."""
 
-    name: Annotated[str, _checked(re.compile(r"[^\s/]*"), "a name without spaces and slashes")] = ""
+    name: NoName = ""
     """How the CLI and the admin API call it; defaults to the service's name, numbered when needed."""
     match: Match = Match()
     """What a request must look like; absent: every request."""
     service: str
     """Where they go: a key of `services`."""
-    split: Annotated[dict[str, Annotated[int, Field(ge=0)]] | None, _OR_NONE] = None
+    split: Annotated[dict[str, Annotated[int, Field(ge=0)]] | None, OR_NONE] = None
     """Version label to share; the shares are relative to each other."""
-    mirror: Annotated[Mirror | None, _OR_NONE] = None
+    mirror: Annotated[Mirror | None, OR_NONE] = None
     """Copies of requests to another version."""
-    limit: Annotated[RouteLimit | None, _OR_NONE] = None
+    limit: Annotated[RouteLimit | None, OR_NONE] = None
     """How many requests may pass."""
 
     @model_validator(mode="after")
     def _some_share(self) -> Self:
-        return _sound(self, checks.split(self))
+        return sound(self, checks.split(self))
 
 
 class AccessLog(Model):
     """One JSON line per request."""
 
-    path: Annotated[str | None, _OR_NONE] = "-"
+    path: Annotated[str | None, OR_NONE] = "-"
     """A file, `-` for standard output, or `none`."""
 
     @model_validator(mode="before")
     @classmethod
     def _switched_off(cls, value: Any) -> Any:
         return {"path": None} if value == "none" else value
-
-
-def _one_or_many(value: object) -> object:
-    if value == "none":
-        return ()
-    return (value,) if isinstance(value, (dict, Model)) else value
 
 
 class Config(Model):
@@ -531,22 +417,22 @@ class Config(Model):
     """How long clients may take."""
     limits: Limits = Limits()
     """What one client, and all of them together, may use."""
-    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     """Addresses or networks whose X-Forwarded-* are believed."""
-    registry: Annotated[tuple[Registry, ...], BeforeValidator(_one_or_many)] = ()
+    registry: Annotated[tuple[Registry, ...], ONE_OR_MANY] = ()
     """Where instances come from; a single one may be written without the list, and `none` is none."""
-    services: dict[_Name, Service] = {}
+    services: dict[Name, Service] = Field(default_factory=dict)
     """Each by its name."""
     routes: tuple[Route, ...] = ()
     """Which requests go to which service; the most specific match wins, then the first."""
-    access_log: AccessLog = AccessLog()
+    access_log: Annotated[AccessLog, OR_TEXT] = AccessLog()
     """One JSON line per request."""
     shutdown: Duration = 30.0
     """On SIGTERM, what is in flight has so long to finish."""
 
     @model_validator(mode="after")
     def _references(self) -> Self:
-        _sound(self, checks.integrity(self))
+        sound(self, checks.integrity(self))
         taken = {route.name for route in self.routes if route.name}
         for route in self.routes:
             if not route.name:
