@@ -17,6 +17,7 @@ from discovery.model import Instance, Status, Update
 from proxy.balance import Balancer, make_balancer
 from proxy.endpoint import TRANSITIONS, Endpoint, Event, State
 from proxy.limit import Limiter
+from proxy.metrics import Traffic
 from proxy.outlier import ejection_time, may_eject
 from proxy.retry import Budget
 from proxy.route import CompiledRoute, Router, compile_routes
@@ -108,8 +109,8 @@ class RouteState:
         self.split: Split | None = compiled.split
         limit = compiled.limit
         self.limiter = Limiter(limit) if limit is not None else None
-        self.traffic: dict[tuple[str, int, str], list[float]] = {}
-        """Owner: proxy.metrics."""
+        self.traffic: dict[str, Traffic] = {}
+        """By version label. Owner: proxy.metrics."""
 
 
 class UnknownName(LookupError):
