@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from proxy.cli import operate, watch
 from proxy.cli.common import DEFAULT_ADMIN, Group, Session, fail
+
+if TYPE_CHECKING:
+    from config.schema import Address
 
 _ADDRESS_HELP = "host:port, http://host:port or unix:/path"
 
@@ -82,22 +86,37 @@ def chat(arguments: tuple[str, ...]) -> None:
 @click.option("--data", metavar="DIR", help="Keep its contents here; in memory otherwise.")
 def registry(listen: str, data: str | None) -> None:
     """The embedded registry alone; it speaks the Consul HTTP API."""
-    import asyncio
-    from contextlib import suppress
-
     from config.schema import Address
 
     try:
         address = Address.parse(listen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
-    from discovery.embedded import serve
+    import asyncio
 
     try:
-        with suppress(KeyboardInterrupt):
-            asyncio.run(serve(address, data))
+        asyncio.run(_serve_registry(address, data))
     except OSError as error:
-        fail(str(error))
+        fail(error.strerror or str(error))
+
+
+async def _serve_registry(address: Address, data: str | None) -> None:
+    """Until SIGTERM or SIGINT, which end it in order."""
+    import asyncio
+    import signal
+    from contextlib import suppress
+
+    from discovery.embedded import serve
+
+    def announce(where: Address) -> None:
+        click.echo(f"listening on {where if where.path else f'http://{where}'}")
+        sys.stdout.flush()
+
+    serving = asyncio.ensure_future(serve(address, data, ready=announce))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    with suppress(asyncio.CancelledError):
+        await serving
 
 
 @cli.command(short_help="Validate a configuration.")
