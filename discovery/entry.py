@@ -1,4 +1,4 @@
-"""Consul's health entries as instances: the one place that knows what `Meta`, `Tags`, `Weights` and checks mean.
+"""Consul's health entries as instances: the one place that knows `Meta`, `Tags`, `Weights` and checks.
 
 Source: Consul HTTP API, "List Service Instances for Service" (`/v1/health/service/:service`). The embedded
 registry speaks the same shape, so its in-memory watcher and the Consul watcher give equal instances.

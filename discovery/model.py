@@ -71,11 +71,13 @@ class Update:
     `instances` is None when the registry does not know the service at all (ABSENT); an empty tuple when it
     knows it and nothing is there. A registry that cannot answer yields no update but raises.
     `at` is the `time.monotonic` reading when the event arrived; eviction delay is measured from it.
+    `source` is the kind of the registry that caused it, for the metrics' label.
     """
 
     service: str
     instances: tuple[Instance, ...] | None
     at: float
+    source: str = ""
 
 
 class RegistryError(Exception):

@@ -1,0 +1,194 @@
+"""What is believed of a registry's answers: the guards and the merging, pure and synchronous.
+
+A registry that restarts empty, loses its disk or its peers tells of services without instances while all of
+them are alive. One instance that leaves is believed at once, always. When most of a service vanishes in one
+answer, or the registry no longer knows the service, each missing instance becomes a suspect: it stays until
+it says itself that it is not ready, the registry repeats its answer, or `Guard.hold` has passed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from discovery.model import Instance, Status, Update
+
+Instances = tuple[Instance, ...] | None
+"""A full set; None: the registry does not know the service (ABSENT)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """When a loss is held back, and for how long. Times in seconds."""
+
+    share: float = 0.5
+    """Losing more than this share of a service's instances in one answer is held back. 1: only ABSENT is."""
+    hold: float = 30.0
+    """A suspect leaves after so long, whatever it says itself. 0: no guard."""
+    repeat: float = 5.0
+    """The same answer again, so long after the first, is believed. It must be longer than registrars need to
+    find a registry that came back empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Growing waits between attempts, partly left to chance so that many do not come back together."""
+
+    first: float = 0.1
+    most: float = 5.0
+
+    def delay(self, failures: int, rng: random.Random) -> float:
+        """Seconds to wait after so many failures in a row (1, 2, …)."""
+        return min(self.most, self.first * 2.0 ** min(failures - 1, 30)) * rng.uniform(0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """An instance as it was before the answer at `since` that lacked it."""
+
+    instance: Instance
+    since: float
+
+
+class _Origin(Enum):
+    """Where the present belief comes from."""
+
+    NOWHERE = "nowhere"
+    DISK = "disk"
+    """Remembered from an earlier process and not in use: any real set replaces it."""
+    REGISTRY = "registry"
+    """An answer, or a remembered set that had to be put to use: losses are judged."""
+
+
+class Belief:
+    """One service as one registry tells it. `answer` it, then read `believed`."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._origin = _Origin.NOWHERE
+        self._told: Instances = None
+        self._suspects: dict[str, _Suspect] = {}
+
+    @property
+    def believed(self) -> Instances:
+        """What the registry told last, with the suspects as they were before; sorted by id."""
+        if self._told is None and not self._suspects:
+            return None
+        merged = {instance.id: instance for instance in self._told or ()}
+        merged.update((suspect.instance.id, suspect.instance) for suspect in self._suspects.values())
+        return tuple(sorted(merged.values(), key=lambda instance: instance.id))
+
+    @property
+    def suspects(self) -> int:
+        """How many instances stay although the registry no longer lists them as alive."""
+        return len(self._suspects)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `expire` has something to do."""
+        if not self._suspects:
+            return None
+        return min(suspect.since for suspect in self._suspects.values()) + self._guard.hold
+
+    def remember(self, instances: tuple[Instance, ...]) -> None:
+        """Takes what an earlier process believed, before the first answer."""
+        if self._origin is _Origin.NOWHERE:
+            self._told, self._origin = instances, _Origin.DISK
+
+    def fall_back(self) -> bool:
+        """Puts what is remembered to use, as the registry does not answer. Returns whether there is any."""
+        if self._origin is not _Origin.DISK:
+            return False
+        self._origin = _Origin.REGISTRY
+        return True
+
+    def answer(self, instances: Instances, at: float) -> tuple[Instance, ...]:
+        """Takes the registry's answer and returns the new suspects, whose health is to be asked now."""
+        if self._origin is _Origin.DISK and instances is not None:
+            self._told = None
+        before = {instance.id: instance for instance in self.believed or ()}
+        told = {instance.id: instance for instance in instances or ()}
+        lost = {name: instance for name, instance in before.items() if _is_lost(instance, told)}
+        held = {name: suspect for name, suspect in self._suspects.items() if name in lost}
+        trusted = sum(i.status is not Status.DOWN for name, i in before.items() if name not in held)
+        if self._origin is _Origin.REGISTRY and instances == self._told:
+            confirmed_before = at - self._guard.repeat
+            held_still = {name: s for name, s in held.items() if s.since > confirmed_before}
+        else:
+            held_still = held
+        self._told, self._origin, self._suspects = instances, _Origin.REGISTRY, held_still
+        fresh = tuple(instance for name, instance in lost.items() if name not in held)
+        if not self._is_doubtful(len(fresh), trusted, absent=instances is None):
+            return ()
+        self._suspects = held_still | {instance.id: _Suspect(instance, at) for instance in fresh}
+        return fresh
+
+    def verdict(self, instance: Instance, *, ready: bool) -> bool:
+        """What a suspect's own health says. Returns whether that changed the belief: it is evicted."""
+        suspect = self._suspects.get(instance.id)
+        if ready or suspect is None or suspect.instance != instance:
+            return False
+        del self._suspects[instance.id]
+        return True
+
+    def expire(self, now: float) -> bool:
+        """Gives up the suspects that were held long enough. Returns whether there were any."""
+        due = [name for name, s in self._suspects.items() if s.since + self._guard.hold <= now]
+        for name in due:
+            del self._suspects[name]
+        return bool(due)
+
+    def _is_doubtful(self, lost: int, trusted: int, *, absent: bool) -> bool:
+        if self._guard.hold <= 0 or not lost:
+            return False
+        return absent or (lost > 1 and lost > self._guard.share * trusted)
+
+
+def _is_lost(instance: Instance, told: dict[str, Instance]) -> bool:
+    """Whether the answer ends an instance that had not announced it: one that drains may go at any time."""
+    if instance.status is not Status.UP:
+        return False
+    now = told.get(instance.id)
+    return now is None or now.status is Status.DOWN
+
+
+class Merge:
+    """The sets of several registries as one set for each service.
+
+    A registry that fails keeps its last set and hurts none of the others. Where two tell of the same id or
+    address, the earlier registry is believed. A set is returned only when it differs from the last one.
+    """
+
+    def __init__(self) -> None:
+        self._sets: dict[str, dict[int, Instances]] = {}
+        self._published: dict[str, Instances] = {}
+
+    def put(self, source: int, update: Update) -> Update | None:
+        """Takes the full set of one registry (by its rank, 0 first); returns what to publish, if anything."""
+        sets = self._sets.setdefault(update.service, {})
+        sets[source] = update.instances
+        merged = self._merged(sets)
+        if update.service in self._published and self._published[update.service] == merged:
+            return None
+        self._published[update.service] = merged
+        return replace(update, instances=merged)
+
+    def forget(self, services: Collection[str]) -> None:
+        """Drops services that are no longer asked for; one that comes back is published anew."""
+        for service in services:
+            self._sets.pop(service, None)
+            self._published.pop(service, None)
+
+    def _merged(self, sets: Mapping[int, Instances]) -> Instances:
+        known = [instances for _, instances in sorted(sets.items()) if instances is not None]
+        if len(known) < 2:
+            return known[0] if known else None
+        ids: dict[str, Instance] = {}
+        addresses: set[str] = set()
+        for instances in known:
+            new = [i for i in instances if i.id not in ids and i.address not in addresses]
+            ids.update((instance.id, instance) for instance in new)
+            addresses.update(instance.address for instance in new)
+        return tuple(sorted(ids.values(), key=lambda instance: instance.id))

@@ -1,0 +1,307 @@
+"""Keeps registries watched for ever: one `Supervisor` between the watchers and the proxy's table.
+
+Watchers only connect and read; everything that makes discovery robust is here, once for all of them: waits
+between attempts, silence for equal sets, the guards of `discovery.belief`, the merging of several registries,
+staleness, and the last good answers on disk. What is decided is decided by the pure classes in
+`discovery.belief`; this file moves their inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from discovery.belief import Backoff, Belief, Guard, Merge
+from discovery.lastgood import LastGood, encode
+from discovery.model import Instance, RegistryError, Update, Watcher
+
+Sink = Callable[[Update], None]
+"""Takes each changed full set; synchronous. What it raises ends `Supervisor.run`."""
+Confirm = Callable[[Instance], Awaitable[bool]]
+"""Asks one instance for its health now: whether it says that it is ready. May raise: then it said nothing."""
+Sleep = Callable[[float], Awaitable[None]]
+
+PATIENCE = 1.0
+"""Seconds a cold start waits for a first answer before it uses what is on disk."""
+SAVE_DELAY = 0.5
+"""Seconds in which changes are gathered into one write of the last good sets."""
+
+_log = logging.getLogger(__name__)
+
+
+class SourceState(Enum):
+    """How one registry is doing."""
+
+    CONNECTING = "connecting"
+    """No answer in this attempt yet."""
+    LIVE = "live"
+    """It answered and its watch is open."""
+    FAILED = "failed"
+    """The last attempt failed; the next one waits."""
+
+
+class _WatchFailed(Exception):
+    """The watcher raised; the message is the reason. Tells its errors from those of the sink."""
+
+
+class Source:
+    """One registry as it is doing now. Read by metrics and status; changed by its `Supervisor` only."""
+
+    def __init__(self, rank: int, watcher: Watcher, started: float) -> None:
+        self.rank = rank
+        self.kind = watcher.kind
+        self.state = SourceState.CONNECTING
+        self.failures = 0
+        """In a row; 0 after an answer."""
+        self.last_error: str | None = None
+        """Of the last failure; kept after recovery."""
+        self.watcher = watcher
+        self.beliefs: dict[str, Belief] = {}
+        self.answered_at = started
+
+    @property
+    def held(self) -> int:
+        """Instances that stay although the registry no longer lists them as alive (see `Guard`)."""
+        return sum(belief.suspects for belief in self.beliefs.values())
+
+    def staleness(self, now: float) -> float:
+        """Seconds since the registry was last known to be right: 0 while its watch is open and answered, else
+        since its last answer, or since the start when there was none."""
+        return 0.0 if self.state is SourceState.LIVE else max(0.0, now - self.answered_at)
+
+    def __repr__(self) -> str:
+        error = f", {self.last_error}" if self.state is SourceState.FAILED else ""
+        return f"<registry {self.rank} {self.kind}: {self.state.value}, {self.held} held{error}>"
+
+
+class Supervisor:
+    """Runs `watchers` (the first takes precedence) and gives changes to `sink` in the loop it runs in.
+
+    `confirm` asks suspects of a mass loss for their health; without it they stay for `guard.hold`.
+    `directory` is where last good sets are kept; nowhere when None. `clock` is `time.monotonic`-like.
+    """
+
+    def __init__(
+        self,
+        watchers: Sequence[Watcher],
+        sink: Sink,
+        services: Collection[str] = (),
+        *,
+        confirm: Confirm | None = None,
+        guard: Guard | None = None,
+        backoff: Backoff | None = None,
+        directory: Path | None = None,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.sources = tuple(Source(rank, watcher, clock()) for rank, watcher in enumerate(watchers))
+        self._sink = sink
+        self._services = frozenset(services)
+        self._confirm = confirm
+        self._guard = guard or Guard()
+        self._backoff = backoff or Backoff()
+        self._files = {
+            source.rank: LastGood(directory / f"{source.rank}-{source.kind}.json")
+            for source in self.sources
+            if directory is not None
+        }
+        self._patience = patience
+        self._clock = clock
+        self._sleep = sleep
+        self._random = rng or random.Random()
+        self._merge = Merge()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._watching: dict[int, asyncio.Task[None]] = {}
+        self._unsaved: set[int] = set()
+        self._saving: set[int] = set()
+
+    async def run(self) -> None:
+        """Watches until cancelled. Raises only what the sink raises (in an `ExceptionGroup`)."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for source in self.sources:
+                    self._remember(source)
+                    self._restart(source)
+                    self._spawn(self._lose_patience(source))
+                await asyncio.Event().wait()
+        finally:
+            self._tasks = None
+            for rank in self._unsaved:
+                self._write(self.sources[rank], self._snapshot(self.sources[rank]))
+
+    def set_services(self, services: Collection[str]) -> None:
+        """Watches these from now on. Those that stay lose nothing; those that go are not told of."""
+        names = frozenset(services)
+        if names == self._services:
+            return
+        gone, self._services = self._services - names, names
+        self._merge.forget(gone)
+        for source in self.sources:
+            for name in gone:
+                source.beliefs.pop(name, None)
+            if self._tasks is not None:
+                self._restart(source)
+
+    # -- one registry -----------------------------------------------------------------------------------
+
+    def _restart(self, source: Source) -> None:
+        if (old := self._watching.get(source.rank)) is not None:
+            old.cancel()
+        self._watching[source.rank] = self._spawn(self._watch(source, self._services))
+
+    async def _watch(self, source: Source, services: frozenset[str]) -> None:
+        attempts = 0
+        while services:
+            source.state, begun = SourceState.CONNECTING, self._clock()
+            try:
+                await self._read(source, services)
+            except _WatchFailed as failure:
+                # A registry that answers and breaks at once, again and again, must not be asked in a loop.
+                lasted = source.state is SourceState.LIVE and self._clock() - begun >= self._backoff.most
+                attempts = 1 if lasted else attempts + 1
+                self._failed(source, str(failure))
+            await self._sleep(self._backoff.delay(attempts, self._random))
+
+    async def _read(self, source: Source, services: frozenset[str]) -> None:
+        stream = source.watcher.watch(services)
+        try:
+            while True:
+                update = await _next(stream)
+                if update.service in services:
+                    self._answered(source, update)
+        finally:
+            if (close := getattr(stream, "aclose", None)) is not None:
+                await close()
+
+    def _answered(self, source: Source, update: Update) -> None:
+        if source.state is not SourceState.LIVE and source.failures:
+            _log.info("registry %s answers again", source.kind)
+        source.state, source.failures, source.answered_at = SourceState.LIVE, 0, self._clock()
+        belief = source.beliefs.setdefault(update.service, Belief(self._guard))
+        suspects = belief.answer(update.instances, update.at)
+        self._publish(source, update.service, update.at)
+        if suspects:
+            self._hold(source, update, belief, suspects)
+
+    def _failed(self, source: Source, reason: str) -> None:
+        if source.failures == 0:
+            _log.warning("registry %s: %s; its last answers stay in use", source.kind, reason)
+        source.state, source.last_error = SourceState.FAILED, reason
+        source.failures += 1
+        self._fall_back(source)
+
+    def _publish(self, source: Source, service: str, at: float) -> None:
+        believed = source.beliefs[service].believed
+        update = self._merge.put(source.rank, Update(service, believed, at, source.kind))
+        if update is not None:
+            self._sink(update)
+            self._save_soon(source)
+
+    # -- suspects of a mass loss ------------------------------------------------------------------------
+
+    def _hold(self, source: Source, update: Update, belief: Belief, suspects: tuple[Instance, ...]) -> None:
+        _log.warning(
+            "registry %s: service %s lost %d instances at once; each stays until it says it is not ready, "
+            "the registry repeats itself, or %g s have passed",
+            source.kind,
+            update.service,
+            len(suspects),
+            self._guard.hold,
+        )
+        self._spawn(self._release(source, update.service, belief))
+        if self._confirm is not None:
+            for instance in suspects:
+                self._spawn(self._ask(self._confirm, source, belief, instance, update.at))
+
+    async def _ask(
+        self, confirm: Confirm, source: Source, belief: Belief, instance: Instance, at: float
+    ) -> None:
+        try:
+            ready = await confirm(instance)
+        except Exception as error:
+            _log.warning("instance %s/%s cannot be asked: %s", instance.service, instance.id, error)
+            return
+        if belief.verdict(instance, ready=ready) and self._is_current(source, instance.service, belief):
+            self._publish(source, instance.service, at)
+
+    async def _release(self, source: Source, service: str, belief: Belief) -> None:
+        while (deadline := belief.deadline) is not None and self._is_current(source, service, belief):
+            now = self._clock()
+            if deadline > now:
+                await self._sleep(deadline - now)
+            elif belief.expire(now):
+                self._publish(source, service, now)
+
+    def _is_current(self, source: Source, service: str, belief: Belief) -> bool:
+        """Whether the service is still asked for, and this is what is believed of it."""
+        return source.beliefs.get(service) is belief
+
+    # -- last good sets on disk -------------------------------------------------------------------------
+
+    def _remember(self, source: Source) -> None:
+        if (file := self._files.get(source.rank)) is None:
+            return
+        sets, problem = file.read()
+        if problem is not None:
+            _log.warning("the last good instances are lost: %s", problem)
+        for service in self._services & sets.keys():
+            belief = source.beliefs.setdefault(service, Belief(self._guard))
+            belief.remember(sets[service])
+
+    async def _lose_patience(self, source: Source) -> None:
+        await self._sleep(self._patience)
+        self._fall_back(source)
+
+    def _fall_back(self, source: Source) -> None:
+        for service in [name for name, belief in source.beliefs.items() if belief.fall_back()]:
+            _log.warning("registry %s has not answered for %s; using what is on disk", source.kind, service)
+            self._publish(source, service, self._clock())
+
+    def _save_soon(self, source: Source) -> None:
+        if source.rank not in self._files:
+            return
+        self._unsaved.add(source.rank)
+        if source.rank not in self._saving:
+            self._saving.add(source.rank)
+            self._spawn(self._save(source))
+
+    async def _save(self, source: Source) -> None:
+        while source.rank in self._unsaved:
+            await self._sleep(SAVE_DELAY)
+            self._unsaved.discard(source.rank)
+            await asyncio.to_thread(self._write, source, self._snapshot(source))
+        self._saving.discard(source.rank)
+
+    def _snapshot(self, source: Source) -> bytes:
+        believed = {service: belief.believed for service, belief in source.beliefs.items()}
+        return encode({service: instances for service, instances in believed.items() if instances})
+
+    def _write(self, source: Source, data: bytes) -> None:
+        try:
+            self._files[source.rank].write(data)
+        except OSError as error:
+            _log.warning("the last good instances cannot be kept: %s", error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        assert self._tasks is not None
+        return self._tasks.create_task(work)
+
+
+async def _next(stream: AsyncIterator[Update]) -> Update:
+    try:
+        return await anext(stream)
+    except StopAsyncIteration:
+        raise _WatchFailed("the watch ended") from None
+    except (RegistryError, OSError) as error:
+        raise _WatchFailed(str(error) or type(error).__name__) from error
+    except Exception as error:
+        _log.exception("a watcher failed in a way it should not")
+        raise _WatchFailed(f"{type(error).__name__}: {error}") from error
