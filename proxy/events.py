@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import orjson
@@ -45,38 +45,32 @@ class EventLog:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def since(self, seq: int) -> tuple[int, list[Event]]:
-        """How many events after `seq` are lost, and those that are still there.
+    def since(self, seq: int) -> list[Event]:
+        """The events after `seq`. Where some of them are lost, the first is `{"kind": "lost", "count": n}`.
 
         A `seq` from the future is another process's: everything that is there is new to whoever asks.
         """
         if seq > self.last:
-            return 0, list(self._ring)
-        wanted = min(self.last - seq, len(self._ring))
+            return list(self._ring)
+        kept = len(self._ring)
+        wanted = min(self.last - seq, kept)
+        found = list(self._ring)[kept - wanted :]
         lost = self.last - seq - wanted
-        return lost, list(self._ring)[len(self._ring) - wanted :] if wanted else []
+        if lost:
+            mark: Event = {"seq": self.last - wanted, "at": found[0]["at"], "kind": "lost", "count": lost}
+            found.insert(0, mark)
+        return found
 
-    async def follow(self, seq: int) -> AsyncIterator[Event]:
-        """Every event after `seq`, for ever. Where some are lost comes one `{"kind": "lost", "count": n}`."""
-        while True:
-            upto = self.last
-            lost, events = self.since(seq)
-            if lost:
-                first = events[0]
-                yield {"seq": upto - len(events), "at": first["at"], "kind": "lost", "count": lost}
-            for event in events:
-                yield event
-            seq = upto
-            if seq == self.last:
-                await self._news()
-
-    async def _news(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiting.discard(waiter)
+    async def wait(self, seq: int, timeout: float) -> bool:
+        """Wait for an event after `seq`; False when none has come in `timeout` seconds."""
+        if self.last == seq:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.add(waiter)
+            try:
+                await asyncio.wait((waiter,), timeout=timeout)
+            finally:
+                self._waiting.discard(waiter)
+        return self.last != seq
 
 
 def encode(event: Event) -> bytes:
