@@ -8,6 +8,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
@@ -106,6 +107,17 @@ class Stickiness:
         if chosen is not None:
             self._remember(_short(key), chosen.token, now)
         return chosen
+
+    def rehearsal(self, head: Head, client: bytes) -> Stickiness:
+        """A copy that knows this client only, to be asked what would happen without its happening."""
+        twin = copy(self)
+        twin._bindings = OrderedDict()
+        if self._key_of is not None:
+            key = _short(self._key_of(head, client))
+            binding = self._bindings.get(key)
+            if binding is not None:
+                twin._bindings[key] = binding
+        return twin
 
     def set_cookie(self, token: bytes, secure: bool) -> bytes:
         """Value of the Set-Cookie field that binds a client to an instance. `secure`: it came by TLS."""
