@@ -137,10 +137,8 @@ class LeastConn(Balancer[M]):
         }
 
     def pick(self, key: bytes, now: float, random: Random, tried: Collection[M] = ()) -> M | None:
-        if tried:
-            return self._rest(tried).pick(key, now, random)
-        if not self._uniform or now < self._warm_at:
-            return self._pick_weighted(now)
+        if tried or not self._uniform or now < self._warm_at:
+            return self._pick_weighted(now, tried)
         members = self._twice
         start = self._next
         chosen, least = start, 1 << 62
@@ -156,10 +154,12 @@ class LeastConn(Balancer[M]):
         self._next = (chosen + 1) % len(self.members)
         return members[chosen]
 
-    def _pick_weighted(self, now: float) -> M | None:
+    def _pick_weighted(self, now: float, tried: Collection[M]) -> M | None:
         clock, dues = self._clock, self._due
         chosen, least, weight = -1, 0.0, 1.0
         for index, member in enumerate(self.members):
+            if tried and member in tried:
+                continue
             own = member.weight if now >= member.warm_at else member.weight * warmth(member, now)
             wait = dues[index] - clock
             cost = member.inflight / own + (wait if wait > 0.0 else 0.0)

@@ -62,7 +62,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.DRAIN: State.DRAINING,
         Event.REMOVE: State.GONE,
     },
-    # An ejected endpoint must sit its time out: a passing check says nothing of what made it fail real traffic.
+    # It must sit its time out: a passing check says nothing of what made it fail real traffic.
     State.EJECTED: {
         Event.FAIL: State.UNHEALTHY,
         Event.RETURN: State.READY,
@@ -96,8 +96,8 @@ class Endpoint:
         "ejected_until",
         "ejections",
         "failed",
-        "failures",
         "fails",
+        "failures",
         "finished",
         "identity",
         "idle",

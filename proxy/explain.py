@@ -12,7 +12,6 @@ from random import Random
 from urllib.parse import quote, urlsplit
 
 from config.schema import StickyBy
-from proxy.balance import make_balancer
 from proxy.choose import choose
 from proxy.endpoint import Endpoint, State
 from proxy.errors import ProxyError, Reason
@@ -72,7 +71,7 @@ class InstanceVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would become of a request. `outcome` is `forwarded` or the reason code of the proxy's own answer."""
+    """What would become of a request. `outcome` is `forwarded` or the reason code of a refusal."""
 
     outcome: str
     detail: str

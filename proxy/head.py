@@ -50,6 +50,7 @@ class Kind(IntEnum):
     TRACE = 10
     TE = 11
     DATE = 12
+    AGENT = 13
 
 
 class _Kinds(dict[bytes, Kind]):
@@ -83,6 +84,7 @@ _KNOWN: dict[bytes, Kind] = {
     b"x-request-id": Kind.REQUEST_ID,
     b"traceparent": Kind.TRACE,
     b"date": Kind.DATE,
+    b"user-agent": Kind.AGENT,
 }
 _KINDS = _Kinds()
 
@@ -113,6 +115,7 @@ class RequestHead:
     """One request's head. `fields` are as received; `dropped` are the indices that must not go further."""
 
     __slots__ = (
+        "agent",
         "authority",
         "block",
         "body",
@@ -133,6 +136,8 @@ class RequestHead:
         "upgrade",
     )
 
+    agent: bytes
+    """Value of User-Agent, for the log."""
     method: bytes
     target: bytes
     """As received; in origin-form when the client sent absolute-form."""
@@ -284,7 +289,7 @@ def _classify_request(head: RequestHead) -> None:
     host: bytes | None = None
     length: bytes | None = None
     coding: bytes | None = None
-    upgrade = head.upgrade = head.request_id = head.trace = b""
+    upgrade = head.upgrade = head.request_id = head.trace = head.agent = b""
     options: bytes | None = None
     head.expects_continue = head.te_trailers = False
     dropped: list[int] = []
@@ -298,6 +303,8 @@ def _classify_request(head: RequestHead) -> None:
             if host is not None:
                 raise _bad("more than one Host field")
             host = value.rstrip(b" \t")
+        elif kind is Kind.AGENT:
+            head.agent = value
         elif kind is Kind.CONNECTION:
             options = value if options is None else options + b"," + value
             dropped.append(index)

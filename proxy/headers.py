@@ -103,7 +103,13 @@ def _forwarded_on(head: RequestHead, peer: Peer) -> bytes:
 
 
 def forward_response(
-    head: ResponseHead, client_minor: int, *, chunked: bool, keep_alive: bool, date: bytes, extra: bytes
+    head: ResponseHead,
+    client_minor: int,
+    *,
+    chunked: bool = False,
+    keep_alive: bool = True,
+    date: bytes = b"",
+    extra: bytes = b"",
 ) -> bytes:
     """The response head for a client that speaks HTTP/1.`client_minor`.
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from config.schema import Config, Service
+from config.schema import Balance, Config, Service
 from discovery.model import Instance, Status, Update
 from proxy.balance import Balancer, make_balancer
 from proxy.endpoint import TRANSITIONS, Endpoint, Event, State
+from proxy.keys import KeyOf, key_reader
 from proxy.limit import Limiter
 from proxy.metrics import Traffic
 from proxy.outlier import ejection_time, may_eject
@@ -82,7 +83,7 @@ class Pool:
 class ServiceState:
     """One service: its configuration, its endpoints by id, and the pool that the data plane reads."""
 
-    __slots__ = ("budget", "config", "endpoints", "known", "name", "pool", "stickiness")
+    __slots__ = ("budget", "config", "endpoints", "key_of", "known", "name", "pool", "stickiness")
 
     def __init__(self, name: str, config: Service, stickiness: Stickiness | None) -> None:
         self.name = name
@@ -93,15 +94,26 @@ class ServiceState:
         """Whether any source has said anything of this service yet."""
         self.pool = Pool((), config, None)
         self.budget = Budget(config.retry.budget)
+        self.key_of = _key_of(config)
+        """Reads what the balancer hashes; None for balancers that do not hash."""
+
+
+def _key_of(config: Service) -> KeyOf | None:
+    if config.balance is Balance.IP_HASH:
+        return key_reader("ip")
+    if config.balance in (Balance.RING_HASH, Balance.MAGLEV):
+        return key_reader(config.hash_on)
+    return None
 
 
 class RouteState:
     """One route at run time: what it matches (by its compiled form), where it leads, and its own policies."""
 
-    __slots__ = ("compiled", "configured_split", "limiter", "name", "service", "split", "traffic")
+    __slots__ = ("compiled", "configured_split", "key", "limiter", "name", "service", "split", "traffic")
 
     def __init__(self, compiled: CompiledRoute, service: ServiceState) -> None:
         self.name = compiled.name
+        self.key = self.name.encode()
         self.compiled = compiled
         self.service = service
         self.configured_split = compiled.split
@@ -181,6 +193,7 @@ class Table:
         if state.config.balance != wanted.balance:
             state.pool = Pool((), wanted, None)
         state.config = wanted
+        state.key_of = _key_of(wanted)
         departures = []
         for endpoint in state.endpoints.values():
             endpoint.token = self._token(state, endpoint.instance)

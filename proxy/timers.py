@@ -50,7 +50,6 @@ class Wheel:
     def _place(self, timed: Timed, deadline: float) -> None:
         if timed.due != NEVER:
             self._unplace(timed)
-        timed.due = deadline
         slot = max(int(deadline / self._tick), self._reached) + 1
         timed.due = slot * self._tick
         self._slots.setdefault(slot, set()).add(timed)
@@ -75,11 +74,13 @@ class Wheel:
         self._reached = target
         for slot in passed:
             for timed in self._slots.pop(slot, ()):
+                if timed.due != slot * self._tick:
+                    continue  # cancelled or moved by one that was served just before
                 timed.due = NEVER
                 if timed.deadline <= now:
                     timed.deadline = NEVER
                     timed.on_deadline()
-                elif timed.deadline != NEVER and timed.due == NEVER:
+                elif timed.deadline != NEVER:
                     self._place(timed, timed.deadline)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

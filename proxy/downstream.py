@@ -1,0 +1,296 @@
+"""One client connection: cuts what arrives into requests and has them answered one after the other.
+
+Requests that a client sends ahead (pipelining) wait in the buffer, so answers come in order; the buffer is
+bounded because reading stops while it is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import cast
+
+from proxy.errors import ProxyError, Reason, error_response
+from proxy.exchange import Exchange
+from proxy.head import parse_request
+from proxy.headers import Peer, client_address, is_trusted
+from proxy.plane import Plane
+from proxy.timers import NEVER
+
+_AHEAD_MOST = 64 << 10
+"""Bytes that a client may send ahead of the answer to its current request."""
+
+_LINGER = 2.0
+"""Seconds in which a client may still be sending what nobody reads, before it is cut off."""
+
+
+class Stage(Enum):
+    """Where a client connection is."""
+
+    IDLE = "idle"
+    """Between requests."""
+    HEAD = "head"
+    """A request head has begun."""
+    BUSY = "busy"
+    """An exchange is under way."""
+    LINGER = "linger"
+    """The last answer is written; what still arrives is thrown away (RFC 9112 9.6)."""
+    CLOSED = "closed"
+
+
+class Downstream(asyncio.Protocol):
+    """One client connection. `scheme` is `http` or `https`."""
+
+    __slots__ = (
+        "_buffer",
+        "_ended",
+        "_holds",
+        "_scheme",
+        "_stage",
+        "deadline",
+        "due",
+        "exchange",
+        "peer",
+        "plane",
+        "stalled",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+    peer: Peer
+
+    def __init__(self, plane: Plane, scheme: str) -> None:
+        self.plane = plane
+        self._scheme = scheme
+        self._stage = Stage.IDLE
+        self._buffer = b""
+        self._ended = False
+        """The client has closed its sending side."""
+        self._holds = 0
+        """Reasons for not reading from the client at the moment."""
+        self.stalled = False
+        """The client does not read: its transport is full. Owner: the transport's callbacks."""
+        self.exchange: Exchange | None = None
+        self.deadline = self.due = NEVER
+
+    # -- the transport's callbacks -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        # uvloop's transports are not asyncio.Transport by inheritance.
+        self.transport = cast(asyncio.Transport, transport)
+        plane = self.plane
+        counters = plane.counters
+        counters.connections_accepted += 1
+        counters.connections_open += 1
+        plane.clients.add(self)
+        peername = transport.get_extra_info("peername")
+        self.set_peer(peername[0] if isinstance(peername, tuple) else "")
+        if counters.connections_open > plane.most_connections or plane.draining:
+            counters.connections_refused += 1
+            reason = Reason.DRAINING if plane.draining else Reason.TOO_MANY_CONNECTIONS
+            self._refuse(ProxyError(reason), retry_after=1.0)
+            return
+        plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
+
+    def set_peer(self, address: str) -> None:
+        """Who is at the other end, as the socket or a PROXY header tells."""
+        self.peer = Peer(address, self._scheme, is_trusted(address, self.plane.trusted))
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._stage is Stage.BUSY:
+            exchange = self.exchange
+            if exchange is not None and not exchange.request_done:
+                exchange.request_data(data)
+                return
+            self._buffer += data
+            if len(self._buffer) > _AHEAD_MOST:
+                self.hold()
+                # Lifted when this exchange is over and the buffer is read again.
+            return
+        if self._stage is Stage.IDLE or self._stage is Stage.HEAD:
+            self._buffer = self._buffer + data if self._buffer else data
+            self._serve()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.Protocol`. A client may close its sending side and still read the answer."""
+        self._ended = True
+        exchange = self.exchange
+        if self._stage is Stage.BUSY and exchange is not None:
+            if not exchange.request_done:
+                exchange.request_cut()
+            return True
+        self.close()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._leave()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_lost()
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`: the client reads slowly, so the instance has to wait."""
+        self.stalled = True
+        if self.exchange is not None:
+            self.exchange.hold_response()
+        self.plane.wheel.set(self, self.plane.clock() + self.plane.body_timeout)
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self.stalled = False
+        if self.exchange is not None:
+            self.deadline = NEVER
+            self.exchange.unhold_response()
+        elif self._stage is Stage.IDLE:
+            self.plane.wheel.set(self, self.plane.clock() + self.plane.keepalive_timeout)
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Answer what is in the buffer, as far as it goes without waiting."""
+        plane = self.plane
+        while self._buffer:
+            if self._buffer.startswith(b"\r\n"):
+                # Empty lines before a request are to be ignored (RFC 9112 2.2).
+                self._buffer = self._buffer[2:]
+                continue
+            try:
+                parsed = parse_request(self._buffer, plane.limits)
+            except ProxyError as error:
+                self._refuse(error)
+                return
+            if parsed is None:
+                if self._stage is Stage.IDLE:
+                    self._stage = Stage.HEAD
+                    plane.wheel.set(self, plane.clock() + plane.header_timeout)
+                return
+            head, end = parsed
+            rest = self._buffer[end:]
+            self._buffer = b""
+            self._stage = Stage.BUSY
+            self.deadline = NEVER
+            if self.peer.trusted and head.forwarded:
+                address = client_address(self.peer.address, head.get_all(b"x-forwarded-for"), plane.trusted)
+            else:
+                address = self.peer.address
+            exchange = self.exchange = Exchange(plane, self, head, address)
+            exchange.begin(rest)
+            if self._stage is not Stage.IDLE:
+                return
+        if self._ended and self._stage is Stage.IDLE:
+            self.close()
+
+    def exchange_over(self, rest: bytes, keep: bool) -> None:
+        """The exchange has answered. `rest` came behind its request; `keep` says that another may follow."""
+        self.exchange = None
+        if self._stage is Stage.CLOSED:
+            return
+        if not keep:
+            self._linger()
+            return
+        self._buffer = rest + self._buffer if rest else self._buffer
+        self._stage = Stage.IDLE
+        if self._holds:
+            self._holds = 0
+            self.transport.resume_reading()
+        plane = self.plane
+        if not self.stalled:
+            plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
+        if self._buffer:
+            # Through the loop: a client that sends thousands ahead must not starve the others.
+            plane.loop.call_soon(self._resume)
+        elif self._ended:
+            self.close()
+
+    def _resume(self) -> None:
+        if self._stage is Stage.IDLE:
+            self._serve()
+
+    def _refuse(self, error: ProxyError, retry_after: float | None = None) -> None:
+        """Answer what never became an exchange, and close."""
+        self.plane.log_refused(self.peer.address, error.reason)
+        self.transport.write(error_response(error, close=True, retry_after=retry_after))
+        self._linger()
+
+    # -- flow control --------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Stop reading from the client until `unhold`."""
+        self._holds += 1
+        if self._holds == 1 and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def unhold(self) -> None:
+        """One reason for not reading is gone."""
+        if self._holds:
+            self._holds -= 1
+            if not self._holds and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def await_body(self) -> None:
+        """The exchange needs more of the request's body: start its clock anew."""
+        plane = self.plane
+        plane.wheel.set(self, plane.clock() + plane.body_timeout)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def on_deadline(self) -> None:
+        """See `proxy.timers.Timed`."""
+        stage = self._stage
+        if stage is Stage.HEAD:
+            self._refuse(ProxyError(Reason.HEADER_TIMEOUT))
+        elif stage is Stage.BUSY and self.exchange is not None:
+            if self.stalled:
+                self.transport.abort()
+            elif not self.exchange.request_done and not self._holds:
+                self.exchange.request_timed_out()
+        elif stage is not Stage.BUSY:
+            self.transport.abort() if stage is Stage.LINGER or self.stalled else self.close()
+
+    def shut_when_idle(self) -> None:
+        """The proxy is ending: close now when nothing is under way; else the next answer says close."""
+        if self._stage in (Stage.IDLE, Stage.HEAD):
+            self.close()
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: a reset for unread data would take it from the client."""
+        if self._stage is Stage.CLOSED:
+            return
+        self._stage = Stage.LINGER
+        self._buffer = b""
+        if self._ended or self.transport.is_closing():
+            self.close()
+            return
+        self._holds = 0
+        self.transport.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.plane.wheel.set(self, self.plane.clock() + _LINGER)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._leave()
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, so that a broken message cannot be taken for a whole one."""
+        self.transport.abort()
+
+    def hand_over(self) -> bytes:
+        """Give the transport away to a tunnel; the bytes that the client has sent ahead."""
+        ahead, self._buffer = self._buffer, b""
+        self.exchange = None
+        self._leave()
+        return ahead
+
+    def _leave(self) -> None:
+        if self._stage is not Stage.CLOSED:
+            self._stage = Stage.CLOSED
+            self.plane.counters.connections_open -= 1
+            self.plane.clients.discard(self)
+            self.plane.wheel.cancel(self)

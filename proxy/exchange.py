@@ -1,0 +1,631 @@
+"""One request and its answer: from the parsed head to the last byte, over as many attempts as are allowed.
+
+Nothing here waits: with an idle connection at hand, a request is routed, leased and written in the call that
+brought it. A task is made only to connect. Once a byte of the answer has gone to the client nothing is
+retried, and an answer that breaks off breaks off at the client too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Protocol
+
+from proxy.body import BodyError, Decoder, encode_chunk, encode_last_chunk, make_decoder
+from proxy.choose import choose
+from proxy.endpoint import Endpoint, Lease, State
+from proxy.errors import ProxyError, Reason, Side, error_response
+from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
+from proxy.headers import Peer, forward_request, forward_response
+from proxy.metrics import record
+from proxy.plane import RESPONSE_LIMITS, Plane
+from proxy.retry import Failure, may_retry
+from proxy.table import RouteState
+from proxy.timers import NEVER
+from proxy.tunnel import Origin, Tunnel
+from proxy.upstream import Upstream, close_idle, connect, take_idle
+
+_REPLAY_MOST = 64 << 10
+"""Bytes of a request body that are kept so that the request can be sent again."""
+
+
+class Client(Protocol):
+    """What an exchange needs of the client connection it answers on."""
+
+    transport: asyncio.Transport
+    peer: Peer
+    stalled: bool
+
+    def hold(self) -> None: ...
+    def unhold(self) -> None: ...
+    def await_body(self) -> None: ...
+    def exchange_over(self, rest: bytes, keep: bool) -> None: ...
+    def hand_over(self) -> bytes: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Phase(Enum):
+    """How far an exchange is."""
+
+    CONNECTING = "connecting"
+    """A task is making a connection; the client is not read."""
+    WAITING = "waiting"
+    """The request is on its way; no final response head yet."""
+    ANSWERING = "answering"
+    """The response head has gone to the client."""
+    OVER = "over"
+
+
+class Exchange:
+    """One request and its answer. `address` is the client's, as far as it can be believed."""
+
+    __slots__ = (
+        "_address",
+        "_answer",
+        "_attempts",
+        "_bytes_in",
+        "_bytes_out",
+        "_chunked_out",
+        "_cookie",
+        "_decoder",
+        "_head",
+        "_head_at",
+        "_held",
+        "_keep",
+        "_last",
+        "_lease",
+        "_partial",
+        "_pending",
+        "_phase",
+        "_plane",
+        "_replay",
+        "_request_id",
+        "_response",
+        "_rest",
+        "_route",
+        "_started",
+        "_trace",
+        "_tried",
+        "_upstream",
+        "downstream",
+        "request_done",
+    )
+
+    def __init__(self, plane: Plane, downstream: Client, head: RequestHead, address: str) -> None:
+        self._plane = plane
+        self.downstream = downstream
+        self._head = head
+        self._address = address
+        self._started = plane.clock()
+        self._phase = Phase.WAITING
+        self._route: RouteState | None = None
+        self._lease: Lease | None = None
+        self._last: Endpoint | None = None
+        """The endpoint that answered, or failed last."""
+        self._upstream: Upstream | None = None
+        self._tried: list[Endpoint] = []
+        self._attempts = 0
+        self._cookie = b""
+        trusted = downstream.peer.trusted
+        self._request_id = head.request_id if head.request_id and trusted else plane.request_id()
+        self._trace = b"" if head.trace else plane.traceparent()
+        self.request_done = True
+        """Whether the whole request body has come."""
+        self._decoder: Decoder | None = None
+        self._pending = b""
+        """Body in wire form that waits for a connection."""
+        self._replay: bytes | None = b""
+        """Body in wire form that was sent; None once it is too large to be sent again."""
+        self._rest = b""
+        """What the client sent behind the request."""
+        self._partial = b""
+        """The beginning of a response head."""
+        self._response: ResponseHead | None = None
+        self._answer: Decoder | None = None
+        self._chunked_out = False
+        self._keep = False
+        self._held = False
+        self._head_at = -1.0
+        self._bytes_in = self._bytes_out = 0
+
+    # -- the request ---------------------------------------------------------------------------------------
+
+    def begin(self, rest: bytes) -> None:
+        """Route the request and send it on; `rest` is what has come behind its head."""
+        plane, head = self._plane, self._head
+        plane.counters.requests_total += 1
+        if head.body != NO_BODY:
+            self._decoder = make_decoder(head.body)
+            self.request_done = False
+            if rest or not head.body:
+                try:
+                    self._take_body(rest)
+                except BodyError as error:
+                    self._fail(ProxyError(Reason.BAD_REQUEST, str(error)))
+                    return
+        else:
+            self._rest = rest
+        compiled = plane.table.router.match(head)
+        if compiled is None:
+            self._fail(ProxyError(Reason.NO_ROUTE))
+            return
+        route = self._route = plane.table.routes[compiled.index]
+        if route.limiter is not None:
+            wait = route.limiter.take(self._address.encode(), self._started)
+            if wait > 0.0:
+                self._fail(ProxyError(Reason.RATE_LIMITED), retry_after=wait)
+                return
+        route.service.budget.request(self._started)
+        self._attempt(self._started)
+
+    def _attempt(self, now: float, error: ProxyError | None = None) -> None:
+        """Choose an endpoint and send the request there. `error` is why the last attempt failed."""
+        plane, route = self._plane, self._route
+        assert route is not None
+        peer = self.downstream.peer
+        endpoint, self._cookie = choose(
+            route,
+            self._head,
+            self._address.encode() if peer.trusted else peer.key,
+            peer.scheme == "https",
+            now,
+            plane.random,
+            self._tried,
+        )
+        if endpoint is None:
+            nobody = ProxyError(Reason.NO_HEALTHY_INSTANCE, f"no instance of {route.service.name} is ready")
+            self._fail(error or nobody)
+            return
+        self._attempts += 1
+        self._lease = endpoint.enter(now)
+        upstream = take_idle(endpoint)
+        if upstream is not None:
+            self._send(upstream)
+            return
+        self._phase = Phase.CONNECTING
+        self.downstream.hold()
+        plane.spawn(plane.loop.create_task(self._connect(endpoint, route.service.config.timeout.connect)))
+
+    async def _connect(self, endpoint: Endpoint, timeout: float) -> None:
+        try:
+            upstream = await connect(self._plane, endpoint, timeout)
+        except OSError as error:
+            if self._phase is Phase.CONNECTING:
+                self._connect_failed(endpoint, error)
+            return
+        if self._phase is not Phase.CONNECTING:
+            upstream.release()  # the client has gone meanwhile; somebody else may need it
+            return
+        self.downstream.unhold()
+        if endpoint.state is not State.READY:
+            # It left while we were connecting: nothing may start there any more, and nothing has.
+            upstream.close()
+            self._leave(failed=False)
+            self._attempts -= 1
+            self._attempt(self._plane.clock())
+            return
+        self._send(upstream)
+
+    def _connect_failed(self, endpoint: Endpoint, error: OSError) -> None:
+        self.downstream.unhold()
+        reason = Reason.CONNECT_TIMEOUT if isinstance(error, TimeoutError) else Reason.CONNECT_FAILED
+        self._retry_or_fail(ProxyError(reason, f"{reason.detail}: {endpoint.instance.id}"), Failure.CONNECT)
+
+    def _send(self, upstream: Upstream) -> None:
+        """Write the request, with as much of its body as has come."""
+        self._phase = Phase.WAITING
+        self._upstream = upstream
+        upstream.exchange = self
+        request = forward_request(self._head, self.downstream.peer, self._request_id, self._trace)
+        upstream.transport.write(request + self._pending if self._pending else request)
+        self._pending = b""
+        if self.request_done:
+            self._await_answer(upstream)
+        else:
+            self.downstream.await_body()
+
+    def _await_answer(self, upstream: Upstream) -> None:
+        plane = self._plane
+        assert self._route is not None
+        limit = self._route.service.config.timeout.response
+        plane.wheel.set(upstream, plane.clock() + limit if limit else NEVER)
+
+    def request_data(self, data: bytes) -> None:
+        """More of the request's body has come."""
+        try:
+            self._take_body(data)
+        except BodyError as error:
+            self._fail(ProxyError(Reason.BAD_REQUEST, str(error)))
+            return
+        upstream = self._upstream
+        if upstream is not None:
+            if self._pending:
+                upstream.transport.write(self._pending)
+                self._pending = b""
+            if self.request_done and self._phase is Phase.WAITING:
+                self._await_answer(upstream)
+        if not self.request_done:
+            self.downstream.await_body()
+
+    def _take_body(self, data: bytes) -> None:
+        """Decode what came and put it, in the framing that goes on, into `_pending`. Raises `BodyError`."""
+        decoder = self._decoder
+        assert decoder is not None
+        payload = decoder.feed(data)
+        self._bytes_in += len(payload)
+        if self._head.body == CHUNKED:
+            wire = encode_chunk(payload) if payload else b""
+            if decoder.done:
+                wire += encode_last_chunk(decoder.trailers)
+        else:
+            wire = payload
+        if decoder.done:
+            self.request_done = True
+            self._rest = decoder.rest
+        self._pending = self._pending + wire if self._pending else wire
+        if self._replay is not None:
+            self._replay = self._replay + wire if len(self._replay) + len(wire) <= _REPLAY_MOST else None
+
+    def request_cut(self) -> None:
+        """The client ended its side in the middle of the body."""
+        self._fail(ProxyError(Reason.BAD_REQUEST, "the request body is not complete"))
+
+    def request_timed_out(self) -> None:
+        """The client stopped sending in the middle of the body."""
+        self._fail(ProxyError(Reason.BODY_TIMEOUT))
+
+    # -- the answer ----------------------------------------------------------------------------------------
+
+    def response_data(self, data: bytes) -> None:
+        """Bytes from the instance."""
+        if self._phase is Phase.ANSWERING:
+            self._relay(data)
+            return
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        while True:
+            try:
+                parsed = parse_response(data, self._head.method, RESPONSE_LIMITS)
+            except ProxyError as error:
+                self._end_upstream()
+                self._fail(error, failed=True)
+                return
+            if parsed is None:
+                self._partial = data
+                return
+            response, end = parsed
+            data = data[end:]
+            if response.status == 101:
+                self._switch(response, data)
+                return
+            if response.status >= 200:
+                break
+            self._interim(response)
+            if not data:
+                return
+        self._answer_with(response, data)
+
+    def _interim(self, response: ResponseHead) -> None:
+        """Pass a 1xx on (RFC 9110 15.2): never to HTTP/1.0, and 100 only to who asked for it."""
+        if self._head.minor and (response.status != 100 or self._head.expects_continue):
+            self._replay = None  # part of an answer has gone out: no other instance may give another
+            self.downstream.transport.write(forward_response(response, 1))
+
+    def _answer_with(self, response: ResponseHead, rest: bytes) -> None:
+        """Begin the answer to the client; most answers are also over then."""
+        plane, head, upstream = self._plane, self._head, self._upstream
+        assert upstream is not None
+        now = plane.clock()
+        if response.status in (502, 503, 504) and self._retry_status(response.status):
+            return
+        upstream.deadline = NEVER
+        self._response = response
+        self._head_at = now
+        self._phase = Phase.ANSWERING
+        body = response.body
+        framed = body in (CHUNKED, UNTIL_CLOSE)
+        self._chunked_out = framed and head.minor == 1
+        keep = self._keep = head.keep_alive and not plane.draining and (self._chunked_out or not framed)
+        cookie = self._cookie
+        message = forward_response(
+            response,
+            head.minor,
+            chunked=self._chunked_out,
+            keep_alive=keep,
+            date=plane.date,
+            extra=b"Set-Cookie: %b\r\n" % cookie if cookie else b"",
+        )
+        if body == NO_BODY or len(rest) == body:
+            # The whole answer is here, as it mostly is: no decoder, one write.
+            self._bytes_out = len(rest) if body else 0
+            self.downstream.transport.write(message + rest if body else message)
+            self._finish(clean=body != NO_BODY or not rest)
+            return
+        self._answer = make_decoder(body)
+        self._relay(rest, message)
+
+    def _relay(self, data: bytes, head: bytes = b"") -> None:
+        """Pass body bytes on to the client, behind `head` if it is still to be written."""
+        decoder = self._answer
+        assert decoder is not None
+        try:
+            payload = decoder.feed(data) if data else b""
+        except BodyError as error:
+            if head:
+                self.downstream.transport.write(head)
+            self._break(ProxyError(Reason.UPSTREAM_INVALID, str(error)))
+            return
+        self._bytes_out += len(payload)
+        if self._chunked_out:
+            message = head + encode_chunk(payload) if payload else head
+            if decoder.done:
+                message += encode_last_chunk(decoder.trailers)
+        else:
+            message = head + payload if head else payload
+        if message:
+            self.downstream.transport.write(message)
+        if decoder.done:
+            self._finish(clean=not decoder.rest)
+
+    def _finish(self, *, clean: bool) -> None:
+        """The answer is complete. `clean`: the instance sent nothing behind it."""
+        upstream, response = self._upstream, self._response
+        assert upstream is not None and response is not None
+        self._phase = Phase.OVER
+        self._upstream = None
+        if response.keep_alive and clean and self.request_done:
+            if self._held:
+                upstream.transport.resume_reading()
+            upstream.release()
+        else:
+            upstream.close()
+        self._leave(failed=response.status in (502, 503, 504))
+        self._record(response.status, "")
+        # An answer that came before the whole request leaves bytes nobody reads: no further request then.
+        self.downstream.exchange_over(self._rest, self._keep and self.request_done)
+
+    def _switch(self, response: ResponseHead, rest: bytes) -> None:
+        """101: both connections become a tunnel."""
+        head, upstream, lease = self._head, self._upstream, self._lease
+        assert upstream is not None and lease is not None and self._route is not None
+        if not head.upgrade or response.upgrade not in head.upgrade.split(b","):
+            self._end_upstream()
+            self._fail(
+                ProxyError(Reason.UPSTREAM_INVALID, "the instance switched protocols unasked"), failed=True
+            )
+            return
+        self._phase = Phase.OVER
+        self._upstream = None
+        upstream.exchange = None
+        client = self.downstream
+        cookie = self._cookie
+        client.transport.write(
+            forward_response(response, 1, extra=b"Set-Cookie: %b\r\n" % cookie if cookie else b"")
+        )
+        ahead = client.hand_over()
+        self._head_at = self._plane.clock()
+        tunnel = Tunnel(
+            self._plane, self._route, lease, self._origin(), websocket=response.upgrade == b"websocket"
+        )
+        tunnel.open(client.transport, upstream, self._rest + ahead, rest)
+
+    # -- flow control --------------------------------------------------------------------------------------
+
+    def hold_request(self) -> None:
+        """The instance reads slowly: stop reading from the client."""
+        self.downstream.hold()
+
+    def unhold_request(self) -> None:
+        """The instance has caught up."""
+        self.downstream.unhold()
+
+    def hold_response(self) -> None:
+        """The client reads slowly: stop reading from the instance."""
+        self._held = True
+        upstream = self._upstream
+        if upstream is not None and not upstream.transport.is_closing():
+            upstream.transport.pause_reading()
+
+    def unhold_response(self) -> None:
+        """The client has caught up."""
+        self._held = False
+        upstream = self._upstream
+        if upstream is not None and not upstream.transport.is_closing():
+            upstream.transport.resume_reading()
+
+    # -- what goes wrong -----------------------------------------------------------------------------------
+
+    def response_timed_out(self) -> None:
+        """The instance did not begin its answer in time. It may have acted on the request: no retry."""
+        self._end_upstream()
+        self._fail(ProxyError(Reason.UPSTREAM_TIMEOUT), failed=True)
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        """The instance closed or broke the connection."""
+        upstream, self._upstream = self._upstream, None
+        if self._phase is Phase.OVER or upstream is None:
+            return
+        if self._phase is Phase.WAITING:
+            stale = upstream.reused and not self._partial
+            self._retry_or_fail(ProxyError(Reason.UPSTREAM_RESET), Failure.RESET, stale=stale)
+            return
+        response = self._response
+        if response is not None and response.body == UNTIL_CLOSE and exc is None:
+            self._end_with_close(response)
+        else:
+            self._break(ProxyError(Reason.UPSTREAM_RESET))
+
+    def _end_with_close(self, response: ResponseHead) -> None:
+        """The end of the connection was the end of the answer."""
+        if self._chunked_out:
+            self.downstream.transport.write(encode_last_chunk())
+        self._phase = Phase.OVER
+        self._leave(failed=False)
+        self._record(response.status, "")
+        self.downstream.exchange_over(self._rest, self._keep and self.request_done)
+
+    def cut_short(self, reason: Reason) -> None:
+        """End it from outside, as when its instance's drain deadline is over."""
+        if self._phase is Phase.ANSWERING:
+            self._break(ProxyError(reason))
+        elif self._phase is not Phase.OVER:
+            self._end_upstream()
+            self._fail(ProxyError(reason))
+
+    def client_lost(self) -> None:
+        """The client has closed: the instance must notice, so that it can stop working on the answer."""
+        if self._phase is Phase.OVER:
+            return
+        status = self._response.status if self._response is not None else Reason.CLIENT_GONE.status
+        reason = Reason.CLIENT_STALLED if self.downstream.stalled else Reason.CLIENT_GONE
+        self._phase = Phase.OVER
+        self._end_upstream()
+        self._leave(failed=False)
+        self._record(status, reason.code)
+
+    def _break(self, error: ProxyError) -> None:
+        """The answer has begun and cannot go on: break it off so that nobody takes it for whole."""
+        assert self._response is not None
+        self._phase = Phase.OVER
+        self._end_upstream()
+        self._leave(failed=error.reason.side is Side.UPSTREAM)
+        self._record(self._response.status, error.reason.code)
+        if self._chunked_out or self._response.body > 0:
+            self.downstream.close()  # what came so far is delivered; its framing says that more was due
+        else:
+            self.downstream.abort()
+
+    def _retry_status(self, status: int) -> bool:
+        """Try elsewhere because of a status, if that is allowed."""
+        if not self._may_retry(Failure.STATUS, status=status):
+            return False
+        self._end_upstream()
+        self._again(ProxyError(Reason.UPSTREAM_RESET))
+        return True
+
+    def _retry_or_fail(self, error: ProxyError, failure: Failure, *, stale: bool = False) -> None:
+        """`stale`: an idle connection was used that the instance may have closed long before."""
+        self._end_upstream()
+        if self._may_retry(failure, stale=stale):
+            self._again(error, stale=stale)
+        else:
+            self._fail(error, failed=True)
+
+    def _may_retry(self, failure: Failure, *, stale: bool = False, status: int = 0) -> bool:
+        route = self._route
+        assert route is not None
+        allowed = may_retry(
+            route.service.config.retry,
+            failure,
+            method=self._head.method,
+            attempt=self._attempts - 1,
+            body_sent=self._replay is None and self._phase is not Phase.CONNECTING,
+            reused=stale,
+            status=status,
+        )
+        return allowed and (stale or route.service.budget.take(self._plane.clock()))
+
+    def _again(self, error: ProxyError, *, stale: bool = False) -> None:
+        """Send the request once more: to another endpoint, or over a new connection if that was stale."""
+        lease = self._lease
+        assert lease is not None and lease.endpoint is not None
+        if stale:
+            close_idle(lease.endpoint)
+        else:
+            self._tried.append(lease.endpoint)
+        self._plane.counters.retries += 1
+        self._leave(failed=not stale)
+        self._partial = b""
+        if self._phase is not Phase.CONNECTING:
+            self._pending = self._replay or b""
+        self._attempt(self._plane.clock(), error)
+
+    def _fail(self, error: ProxyError, *, failed: bool = False, retry_after: float | None = None) -> None:
+        """Answer with an error of the proxy's own, or break off what has begun."""
+        if self._phase is Phase.ANSWERING:
+            self._break(error)
+            return
+        self._phase = Phase.OVER
+        self._end_upstream()
+        reason = error.reason
+        if reason.status == 503 and retry_after is None:
+            retry_after = 1.0
+        keep = self._head.keep_alive and self.request_done and not self._plane.draining
+        self.downstream.transport.write(
+            error_response(
+                error, close=not keep, head_only=self._head.method == b"HEAD", retry_after=retry_after
+            )
+        )
+        self._leave(failed=failed)
+        self._record(reason.status, reason.code)
+        self.downstream.exchange_over(self._rest, keep)
+
+    def _end_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.exchange = None
+            upstream.abort()
+
+    # -- the books -----------------------------------------------------------------------------------------
+
+    def _leave(self, *, failed: bool) -> None:
+        """End the lease on the endpoint."""
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        endpoint = self._last = lease.endpoint
+        if endpoint is None:
+            return
+        now = self._plane.clock()
+        lease.exit(now, failed=failed, latency=self._head_at - lease.started if self._head_at >= 0 else -1.0)
+        if failed:
+            self._plane.table.failed(endpoint, now)
+
+    def _record(self, status: int, reason: str) -> None:
+        """Count the exchange and write its line."""
+        plane, route = self._plane, self._route
+        now = plane.clock()
+        if route is None:
+            plane.counters.bad_request(reason)
+        else:
+            record(route, self._last, status, reason, now - self._started, self._bytes_in, self._bytes_out)
+        if plane.log.enabled:
+            head = self._head
+            plane.log.append(
+                (
+                    now,
+                    self._started,
+                    self._head_at,
+                    self._address,
+                    head.method,
+                    head.target,
+                    head.authority,
+                    route,
+                    self._last,
+                    status,
+                    reason,
+                    self._bytes_in,
+                    self._bytes_out,
+                    self._attempts,
+                    self._request_id,
+                    "http",
+                    head.agent,
+                )
+            )
+
+    def _origin(self) -> Origin:
+        """What a tunnel's log line will need of this request."""
+        head = self._head
+        return Origin(
+            started=self._started,
+            opened=self._head_at,
+            client=self._address,
+            method=head.method,
+            target=head.target,
+            authority=head.authority,
+            attempts=self._attempts,
+            request_id=self._request_id,
+            agent=head.agent,
+        )

@@ -1,0 +1,108 @@
+"""What all connections of one process share: the data plane's surroundings.
+
+Holds no decisions. Everything here is read on the hot path, so it is plain attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Protocol
+
+from config.schema import Config
+from proxy.accesslog import AccessLog
+from proxy.errors import Reason
+from proxy.head import Limits
+from proxy.headers import Networks
+from proxy.metrics import Counters
+from proxy.session import Sessions, Tunnel
+from proxy.table import Table
+from proxy.timers import Wheel
+
+RESPONSE_LIMITS = Limits(line=16 << 10, head=256 << 10, count=1000)
+"""What an instance's response head may measure: generous, yet not endless."""
+
+
+class Client(Protocol):
+    """A client connection that speaks HTTP."""
+
+    def shut_when_idle(self) -> None:
+        """The proxy is ending: close as soon as nothing is under way."""
+
+
+class Plane:
+    """The surroundings of every `Downstream`, `Exchange`, `Upstream` and `Tunnel`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        table: Table,
+        log: AccessLog,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rand: random.Random | None = None,
+    ) -> None:
+        self.loop = loop
+        self.table = table
+        self.log = log
+        self.clock = clock
+        self.random = rand or random.Random()
+        self.counters = Counters()
+        self.sessions = Sessions()
+        self.wheel = Wheel(clock)
+        self.clients: set[Client] = set()
+        """Client connections that speak HTTP. Owner: downstream."""
+        self.draining = False
+        """No new connections, and none is kept alive. Owner: app."""
+        self.on_late_tunnel: Callable[[Tunnel], None] = lambda tunnel: None
+        """Told of a tunnel whose endpoint began to leave during the handshake. Owner: drain."""
+        self.limits = Limits(16 << 10, 64 << 10, 100)
+        self.trusted: Networks = ()
+        self.date = b""
+        self._id_prefix = b"%016x" % self.random.getrandbits(64)
+        self._ids = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.tick()
+
+    def configure(self, config: Config) -> None:
+        """Take over the parts of a configuration that the data plane reads."""
+        self.limits = Limits(
+            config.limits.request_line, config.limits.header_bytes, config.limits.header_count
+        )
+        self.most_connections = config.limits.connections
+        self.header_timeout = config.timeout.header
+        self.body_timeout = config.timeout.body
+        self.keepalive_timeout = config.timeout.keepalive
+        self.trusted = tuple(ipaddress.ip_network(n, strict=False) for n in config.trusted_proxies)
+
+    def tick(self) -> None:
+        """Once a second: the Date that responses without one get."""
+        self.date = formatdate(usegmt=True).encode()
+
+    def request_id(self) -> bytes:
+        """A request id that no other process and no earlier run gives out: 24 hexadecimal digits."""
+        self._ids += 1
+        return b"%b%08x" % (self._id_prefix, self._ids)
+
+    def traceparent(self) -> bytes:
+        """The start of a trace (W3C Trace Context): sampled, since who exports it decides what to keep."""
+        bits = self.random.getrandbits
+        return b"00-%032x-%016x-01" % (bits(128) or 1, bits(64) or 1)
+
+    def log_refused(self, address: str, reason: Reason) -> None:
+        """Count and log what was answered before it was a request."""
+        self.counters.bad_request(reason.code)
+        if self.log.enabled:
+            now, status, code = self.clock(), reason.status, reason.code
+            self.log.append(
+                (now, now, -1.0, address, b"", b"", b"", None, None, status, code, 0, 0, 0, b"", "http", b"")
+            )
+
+    def spawn(self, task: asyncio.Task[None]) -> None:
+        """Keep a reference to a task for as long as it runs."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)

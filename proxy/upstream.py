@@ -1,0 +1,176 @@
+"""Connections to instances, and the pool of idle ones that each endpoint keeps.
+
+A connection carries one exchange at a time. It knows nothing of HTTP beyond that: what arrives goes to its
+exchange, and data or an end that comes while it is idle closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+from proxy.endpoint import Endpoint, State
+from proxy.errors import Reason
+from proxy.plane import Plane
+from proxy.timers import NEVER
+
+
+class Carried(Protocol):
+    """The exchange on a connection."""
+
+    def response_data(self, data: bytes) -> None:
+        """Bytes from the instance."""
+
+    def response_timed_out(self) -> None:
+        """The instance did not begin its answer in time."""
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; `exc` is None when the instance closed it in order."""
+
+    def hold_request(self) -> None:
+        """The instance reads slowly."""
+
+    def unhold_request(self) -> None:
+        """It has caught up."""
+
+    def cut_short(self, reason: Reason) -> None:
+        """End now, with this reason."""
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to one instance."""
+
+    __slots__ = ("_plane", "deadline", "due", "endpoint", "exchange", "reused", "transport")
+
+    transport: asyncio.Transport
+
+    def __init__(self, plane: Plane, endpoint: Endpoint) -> None:
+        self._plane = plane
+        self.endpoint = endpoint
+        self.exchange: Carried | None = None
+        self.reused = False
+        """Whether it has carried an exchange before: an instance may be closing it this very moment."""
+        self.deadline = self.due = NEVER
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        # uvloop's transports are not asyncio.Transport by inheritance.
+        self.transport = cast(asyncio.Transport, transport)
+        self.endpoint.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.response_data(data)
+        else:
+            self.abort()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.Protocol`. An instance that has finished sending is of no further use."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self.forget()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.upstream_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`: the instance reads slowly, so the client has to wait."""
+        if self.exchange is not None:
+            self.exchange.hold_request()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        if self.exchange is not None:
+            self.exchange.unhold_request()
+
+    def on_deadline(self) -> None:
+        """The instance did not answer in time, or nobody needed the connection for a while."""
+        if self.exchange is not None:
+            self.exchange.response_timed_out()
+        else:
+            self.close()
+
+    def release(self) -> None:
+        """Back into the pool, or closed when its endpoint must not be given anything more."""
+        self.exchange = None
+        endpoint = self.endpoint
+        service = self._plane.table.services.get(endpoint.instance.service)
+        if (
+            endpoint.state is not State.READY
+            or service is None
+            or len(endpoint.idle) >= service.config.pool.idle
+            or self.transport.is_closing()
+        ):
+            self.close()
+            return
+        self.reused = True
+        endpoint.idle.append(self)
+        self._plane.wheel.set(self, self._plane.clock() + service.config.timeout.idle)
+
+    def forget(self) -> None:
+        """Leave the endpoint's sets and the timers; the transport may go on under another protocol."""
+        endpoint = self.endpoint
+        endpoint.connections.discard(self)
+        if self in endpoint.idle:
+            endpoint.idle.remove(self)
+        self._plane.wheel.cancel(self)
+
+    def close(self) -> None:
+        """Flush and close; nothing that still arrives is looked at."""
+        self.exchange = None
+        self.forget()
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once. An exchange that it carries is told."""
+        self.transport.abort()
+
+
+def take_idle(endpoint: Endpoint) -> Upstream | None:
+    """The most recently used idle connection: the one least likely to be about to be closed."""
+    idle = endpoint.idle
+    while idle:
+        upstream = idle.pop()
+        assert isinstance(upstream, Upstream)
+        if not upstream.transport.is_closing():
+            return upstream
+    return None
+
+
+def close_idle(endpoint: Endpoint) -> None:
+    """Close what is pooled; what is busy is closed when it is released."""
+    while (upstream := take_idle(endpoint)) is not None:
+        upstream.close()
+
+
+def cut_busy(endpoint: Endpoint, reason: Reason) -> int:
+    """End the exchanges that are still under way on an endpoint; how many there were."""
+    busy = [u for u in tuple(endpoint.connections) if isinstance(u, Upstream) and u.exchange is not None]
+    for upstream in busy:
+        if upstream.exchange is not None:
+            upstream.exchange.cut_short(reason)
+    return len(busy)
+
+
+async def connect(plane: Plane, endpoint: Endpoint, timeout: float) -> Upstream:
+    """A new connection. Raises `TimeoutError` after `timeout` seconds, `OSError` when it is refused."""
+    plane.counters.upstream_connects += 1
+    instance = endpoint.instance
+    try:
+        async with asyncio.timeout(timeout):
+            if instance.path:
+                _, upstream = await plane.loop.create_unix_connection(
+                    lambda: Upstream(plane, endpoint), instance.path
+                )
+            else:
+                _, upstream = await plane.loop.create_connection(
+                    lambda: Upstream(plane, endpoint), instance.host, instance.port
+                )
+    except OSError:
+        plane.counters.upstream_connect_failures += 1
+        raise
+    return upstream
