@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from discovery.model import Instance, Status
 
@@ -255,9 +256,7 @@ def _quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-def _exact(url: str) -> Any:
-    from yarl import URL
-
+def _exact(url: str) -> URL:
     return URL(url, encoded=True)
 
 

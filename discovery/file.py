@@ -1,0 +1,109 @@
+"""A YAML or JSON file as registry: `services: {NAME: [instances]}`, watched for changes.
+
+An instance is written as in the configuration: `"host:port"`, or `{address, id, weight, metadata}`. The file
+may be replaced by renaming, or through a symlink as Kubernetes does with a ConfigMap, so what is watched are
+the directories of the name and of the target, and the target is looked at anew after each event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from config.schema import Model, StaticInstance
+from discovery.model import Instance, RegistryError, Update
+from discovery.static import instances_from
+
+STEP, DEBOUNCE = 1, 5
+"""Milliseconds: how often the kernel's events are fetched, and how long they are gathered. Measured from the
+change to the reader: 2.5 ms, against 51 with the library's own."""
+
+
+class _File(Model):
+    services: dict[str, tuple[StaticInstance, ...]]
+
+
+_FILE: TypeAdapter[_File] = TypeAdapter(_File)
+
+
+def parse(text: str, name: str = "file") -> dict[str, tuple[Instance, ...]]:
+    """The instances of each service in such a file. `name` is for the message.
+
+    Raises `RegistryError` that says what is wrong and where. JSON is YAML, so one parser reads both.
+    """
+    try:
+        data: Any = YAML(typ="safe", pure=True).load(text)
+        services = _FILE.validate_python(data).services
+    except YAMLError as error:
+        raise RegistryError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())
+        raise RegistryError(f"{name}: {'; '.join(problems)}") from error
+    for service, instances in services.items():
+        ids = [instance.id for instance in instances]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise RegistryError(f"{name}: services.{service}: several instances have the id {twice[0]!r}")
+    return {service: instances_from(service, instances) for service, instances in services.items()}
+
+
+class FileWatcher:
+    """Yields what the file says, and again whenever that changes."""
+
+    kind = "file"
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = Path(path)
+        self._clock = clock
+
+    async def watch(self, services: frozenset[str]) -> AsyncIterator[Update]:
+        """Raises `RegistryError` or `OSError` when the file cannot be read or understood."""
+        while True:
+            target = self._path.resolve()
+            changes = _changes({self._path.parent, target.parent})
+            try:
+                # The first step of the reader turns the kernel's watch on; reading before that would miss
+                # a change in between.
+                event = asyncio.ensure_future(anext(changes))
+                await asyncio.sleep(0)
+                seen = None
+                while self._path.resolve() == target:
+                    at = self._clock()
+                    if (stamp := self._stamp()) != seen:
+                        seen = stamp
+                        for update in self._read(services, at):
+                            yield update
+                    await event
+                    event = asyncio.ensure_future(anext(changes))
+            finally:
+                event.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await event
+                await changes.aclose()
+
+    def _stamp(self) -> tuple[int, int, int]:
+        stat = self._path.stat()
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+    def _read(self, services: frozenset[str], at: float) -> list[Update]:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RegistryError(f"{self._path}: not UTF-8 text: {error}") from error
+        found = parse(text, str(self._path))
+        return [Update(service, found.get(service), at, self.kind) for service in sorted(services)]
+
+
+def _changes(directories: set[Path]) -> AsyncGenerator[set[Any], None]:
+    from watchfiles import awatch
+
+    return awatch(
+        *directories, watch_filter=None, step=STEP, debounce=DEBOUNCE, recursive=False, rust_timeout=1000
+    )
