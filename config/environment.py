@@ -11,8 +11,8 @@ from config.shape import ROOT, Kind, Shape
 from config.tree import COMMAND_LINE, NULLS, Node, Place, Problem
 
 PREFIX = "HOLDFAST_"
-RESERVED = frozenset({"HOLDFAST_ADMIN", "HOLDFAST_ADMIN_TOKEN", "HOLDFAST_CONFIG"})
-"""Variables of the command-line client; they set no key."""
+RESERVED = frozenset({"HOLDFAST_ADMIN", "HOLDFAST_ADMIN_TOKEN", "HOLDFAST_AGENT_TOKEN"})
+"""Variables of the command-line client and of the chat; they set no key."""
 
 # Kubernetes puts these into every pod beside a Service called holdfast or holdfast-…
 _SERVICE_LINK = re.compile(

@@ -58,8 +58,8 @@ def _compiles(value: str) -> str:
 
 
 def _reachable(address: Address) -> Address:
-    if not address.path and not (address.host and address.port):
-        raise ValueError(f"'{address}' does not say where to connect; write it as host:port or unix:/path")
+    if not address.path and not address.port:
+        raise ValueError(f"'{address}' has no port to connect to")
     return address
 
 

@@ -111,6 +111,7 @@ class EmbeddedRegistry(Model):
     """The registry inside this process; it speaks the Consul HTTP API on `listen`."""
 
     kind: Literal["embedded"]
+    """`embedded`."""
     listen: Address = Address("127.0.0.1", 8500)
     """Where instances register."""
     data: str | None = None
@@ -121,6 +122,7 @@ class ConsulRegistry(Model):
     """Consul, or a holdfast registry on another machine."""
 
     kind: Literal["consul"]
+    """`consul`."""
     address: Url = "http://127.0.0.1:8500"
     """Base URL of the agent; credentials belong into `token`."""
     token: Secret | None = None
@@ -135,6 +137,7 @@ class FileRegistry(Model):
     """A watched YAML or JSON file: `services: {NAME: [instances]}`."""
 
     kind: Literal["file"]
+    """`file`."""
     path: str
     """The file; replaced atomically or through a ConfigMap's symlink."""
 
@@ -279,7 +282,7 @@ class StaticInstance(Model):
     """An instance named in the configuration."""
 
     address: Upstream
-    """`host:port` or `unix:/path`."""
+    """`host:port`, `:port` on this machine, or `unix:/path`."""
     id: str = ""
     """Defaults to the address."""
     weight: Annotated[int, Field(ge=0, le=65535)] = 100
