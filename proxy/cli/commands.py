@@ -160,9 +160,9 @@ def schema() -> None:
     """Print the JSON Schema of the configuration, for editors and validators."""
     import json
 
-    from config.schema import Config
+    from config.json_schema import schema as json_schema
 
-    click.echo(json.dumps(Config.model_json_schema(), indent=2))
+    click.echo(json.dumps(json_schema(), indent=2))
 
 
 @cli.command(short_help="Shell completion.")
