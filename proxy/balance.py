@@ -26,6 +26,9 @@ __all__ = ["Balancer", "Member", "make_balancer"]
 _LATENCY_DECAY = 10.0
 """Seconds in which the memory of a latency fades to 37%: an instance that was slow is tried again."""
 
+_TURN = 0.999
+"""What a whole turn to wait counts beside one request under way: a little less, or the two could be equal."""
+
 
 class Weighted(Balancer[M]):
     """Smooth weighted turns, by earliest deadline: a member's turns lie W/weight picks apart.
@@ -156,20 +159,23 @@ class LeastConn(Balancer[M]):
 
     def _pick_weighted(self, now: float, tried: Collection[M]) -> M | None:
         clock, dues = self._clock, self._due
-        chosen, least, weight = -1, 0.0, 1.0
+        chosen, least, ahead, length = -1, 0.0, 0.0, 0.0
         for index, member in enumerate(self.members):
             if tried and member in tried:
                 continue
-            own = member.weight if now >= member.warm_at else member.weight * warmth(member, now)
+            turn = 1.0 / (member.weight if now >= member.warm_at else member.weight * warmth(member, now))
             wait = dues[index] - clock
-            cost = member.inflight / own + (wait if wait > 0.0 else 0.0)
+            if wait < 0.0:
+                wait = 0.0
+            elif wait > turn:  # it was colder when its last turn was reckoned
+                wait = turn
+            cost = member.inflight * turn + wait * _TURN
             if chosen < 0 or cost < least:
-                chosen, least, weight = index, cost, own
+                chosen, least, ahead, length = index, cost, wait, turn
         if chosen < 0:
             return None
-        due = max(clock, dues[chosen])
-        self._clock = due
-        dues[chosen] = due + 1.0 / weight
+        self._clock = clock + ahead
+        dues[chosen] = self._clock + length
         return self.members[chosen]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import ceil
 from random import Random
 
 from proxy.hashing import Ring, fraction, hash32, maglev_table, mix32, race
@@ -81,11 +80,11 @@ class RingHash(Balancer[M]):
         number = _number(key, random)
         owners = self._ring.owners
         start = self._ring.index(number)
-        # ceil((1.25 * (load + 1)) * share) is at least 1: an idle, warm owner needs no look at the others.
+        # Everybody may have one request: an idle, warm owner needs no look at the others.
         owner = self._by_name[owners[start]]
         if owner.inflight == 0 and owner not in tried and now >= owner.warm_at:
             return owner
-        bound = _BOUND * (sum([member.inflight for member in self.members]) + 1) / self._total
+        bound = _BOUND * (sum([member.inflight for member in self.members]) + 1)
         full: list[M] = []
         seen: set[bytes] = set()
         for index in range(start - len(owners), start):
@@ -95,7 +94,9 @@ class RingHash(Balancer[M]):
             seen.add(name)
             member = self._by_name[name]
             if member not in tried:
-                if member.inflight < ceil(bound * member.weight) and _admits(member, number, now):
+                # inflight < ceil(bound * share of the weights), in whole numbers: a quotient would round.
+                room = member.inflight * self._total < bound * member.weight
+                if room and _admits(member, number, now):
                     return member
                 full.append(member)
             if len(seen) == len(self.members):
