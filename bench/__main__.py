@@ -39,7 +39,7 @@ class Series:
             except (BenchError, OSError, TimeoutError) as error:
                 del self._programs[peer]
                 self.results.pop(peer.name, None)
-                self.dropped.append(f"{peer.name} dropped out: {error}")
+                self.dropped.append(f"{peer.name} dropped out: {' '.join(str(error).split())}")
         yield ORIGIN
         self._add(ORIGIN, trial(ground.origin(), effort))
 
@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "notes": notes,
         }
         given.json.write_text(json.dumps(record, indent=1) + "\n")
-    if given.write:
+    if given.write and series.dropped:
+        print(f"\n{DOCUMENT.name} is left as it was, since not every proxy got through.")
+    elif given.write:
         example = Place(port=8080, admin=9900, http=9001, echo=9002, folder=Path("/var/lib/bench"))
         settings = "\n".join(f"- {peer.name}: {peer.settings}" for peer in programs)
         configurations = {peer.name: peer.files(example) for peer in programs}

@@ -64,7 +64,10 @@ def saturate(port: int, *, seconds: int, connections: int = 64, path: str = "/")
     if wrk is None:
         raise BenchError("wrk is missing; install it: sudo apt-get install wrk (or: make bench-tools)")
     command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{port}{path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 15)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 15)
+    except subprocess.TimeoutExpired:
+        raise BenchError("wrk did not come to an end") from None
     if done.returncode:
         raise BenchError(f"wrk failed: {(done.stderr or done.stdout).strip()[-400:]}")
     return Wrk.parse(done.stdout)

@@ -83,8 +83,8 @@ def doubts(results: Results) -> list[str]:
         shares = values.get("core", ())
         if shares and (share := statistics.median(shares)) < _FULL_CORE:
             found.append(
-                f"{name}: used {share:.0%} of its core at saturation, so load or neighbours were the limit; "
-                f"its CPU per request holds, its requests/s are a lower bound."
+                f"{name}: used {share:.0%} of its core at saturation, so load or neighbours were the limit: "
+                f"its requests/s are a lower bound, its CPU per request is the better guide."
             )
     return found
 

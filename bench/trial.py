@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import uvloop
 
+from bench.children import BenchError
 from bench.load import OpenLoop, Outcome, saturate
 from bench.measure import percentile
 from bench.stage import Running
@@ -55,6 +56,8 @@ def throughput(running: Running, effort: Effort) -> dict[str, float]:
     cpu, began = running.cpu(), time.monotonic()
     result = saturate(running.http, seconds=effort.saturate, connections=effort.connections)
     used, took = running.cpu() - cpu, time.monotonic() - began
+    if not result.requests:
+        raise BenchError(f"no request was answered, {result.failed} failed")
     values = {
         "rate": result.rate,
         "wrk_p50": result.p50,
@@ -71,6 +74,8 @@ def _http(running: Running, effort: Effort) -> dict[str, float]:
     if running.pid is not None:
         values["memory_loaded"] = float(running.memory())
     outcome = uvloop.run(_latency(running, effort))
+    if not outcome.latencies:
+        raise BenchError(f"no request was answered: {outcome.failures[:1]}")
     values["p50"] = percentile(outcome.latencies, 0.50)
     values["p99"] = percentile(outcome.latencies, 0.99)
     values["failed"] += len(outcome.failures)
@@ -94,6 +99,8 @@ def echo(running: Running, effort: Effort) -> dict[str, float]:
     echoed = uvloop.run(
         ping_pong(running.echo, connections=effort.connections, seconds=effort.echo, cpu=running.cpu)
     )
+    if not echoed.messages:
+        raise BenchError("no WebSocket message came back")
     values = {"echo_rate": echoed.messages / echoed.seconds}
     if running.pid is not None:
         values |= {"echo_cpu": echoed.cpu / echoed.messages, "echo_core": echoed.cpu / echoed.seconds}
