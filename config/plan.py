@@ -51,7 +51,8 @@ class Change:
 _EFFECTS: tuple[tuple[Steps, Effect], ...] = (
     (("listen",), Effect.RESTART),
     (("admin", "address"), Effect.RESTART),
-    (("registry", "embedded"), Effect.RESTART),
+    (("registry",), Effect.RESTART),
+    (("state",), Effect.RESTART),
     (("limits", "connections"), Effect.LIVE),
     (("limits",), Effect.NEW_CONNECTIONS),
     (("timeout",), Effect.NEW_CONNECTIONS),

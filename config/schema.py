@@ -432,6 +432,8 @@ class Config(Model):
     """One JSON line per request."""
     shutdown: Duration = 30.0
     """On SIGTERM, what is in flight has so long to finish."""
+    state: str | None = None
+    """Directory for what outlives the process: the last good answers of the registries."""
 
     @model_validator(mode="after")
     def _references(self) -> Self:

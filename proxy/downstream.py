@@ -294,3 +294,4 @@ class Downstream(asyncio.Protocol):
             self.plane.counters.connections_open -= 1
             self.plane.clients.discard(self)
             self.plane.wheel.cancel(self)
+            self.plane.left()

@@ -65,6 +65,7 @@ class Plane:
         self.date = b""
         self._id_prefix = b"%016x" % self.random.getrandbits(64)
         self._ids = 0
+        self._left = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
         self.tick()
 
@@ -101,6 +102,16 @@ class Plane:
             self.log.append(
                 (now, now, -1.0, address, b"", b"", b"", None, None, status, code, 0, 0, 0, b"", "http", b"")
             )
+
+    async def quiet(self) -> None:
+        """Wait until no client connection and no tunnel is left."""
+        while self.clients or len(self.sessions):
+            await self._left.wait()
+            self._left.clear()
+
+    def left(self) -> None:
+        """A client connection or a tunnel has ended."""
+        self._left.set()
 
     def spawn(self, task: asyncio.Task[None]) -> None:
         """Keep a reference to a task for as long as it runs."""

@@ -287,6 +287,7 @@ class Tunnel:
         plane, client, server, origin = self._plane, self._client, self._server, self._origin
         plane.wheel.cancel(self)
         plane.sessions.remove(self)
+        plane.left()
         now = plane.clock()
         self._lease.exit(now, failed=False)
         endpoint = self.endpoint

@@ -1,0 +1,438 @@
+"""One holdfast process, put together: the only file that knows everybody.
+
+Registry events come in through `App._updated`, which applies them to the table and hands what must be emptied
+to the drainer, all in one synchronous run. Forwarding begins before anything that needs aiohttp is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config.load import ConfigError, Problem, load, read
+from config.plan import Change, Effect, diff
+from config.schema import Address, Config, EmbeddedRegistry
+from config.tree import Place
+from discovery.model import Update, Watcher
+from discovery.static import static_updates
+from discovery.watch import Source, Supervisor
+from proxy.accesslog import AccessLog
+from proxy.drain import Drainer
+from proxy.events import EventLog
+from proxy.frames import CloseCode
+from proxy.health import Checker
+from proxy.listener import Listener, open_sockets
+from proxy.plane import Plane
+from proxy.table import Departure, Table
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from discovery.embedded.server import RegistryServer
+
+_TICK = 0.5
+"""Seconds between the chores: access log, clock text, ends of ejections, the loop's lag."""
+_SHUTDOWN_JITTER = 5.0
+"""Most seconds over which the WebSockets of a proxy that ends are closed."""
+
+_log = logging.getLogger("holdfast")
+
+
+class App:
+    """The running proxy. `start`, then `drain`, then `close`; each may be called once."""
+
+    def __init__(self, config: Config, path: str | None = None) -> None:
+        """`path` is the file that `config` came from; without one there is nothing to reload."""
+        self._path = path
+        self._config = config
+        self.events = EventLog()
+        self.table = Table(self.events.emit)
+        self._plane: Plane | None = None
+        self._checker: Checker | None = None
+        self._drainer: Drainer | None = None
+        self._listeners: list[Listener] = []
+        self._admin: web.AppRunner | None = None
+        self._admin_sockets: list[socket.socket] = []
+        self._registry: RegistryServer | None = None
+        self._supervisor: Supervisor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._chore: asyncio.TimerHandle | None = None
+        self._reloading = asyncio.Lock()
+
+    # -- what the admin API sees (proxy.admin.control.Control) ---------------------------------------------
+
+    @property
+    def plane(self) -> Plane:
+        """The data plane. Only once started."""
+        assert self._plane is not None
+        return self._plane
+
+    @property
+    def config(self) -> Config:
+        """What holds now."""
+        return self._config
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The registries as they are doing."""
+        return self._supervisor.sources if self._supervisor is not None else ()
+
+    @property
+    def registry_url(self) -> str:
+        """Where instances register; only with an embedded registry that has started."""
+        assert self._registry is not None
+        return self._registry.url
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The listeners, with their real ports."""
+        return [listener.address for listener in self._listeners]
+
+    @property
+    def admin_address(self) -> Address:
+        """The admin API's, with its real port."""
+        wanted = self._config.admin.address
+        if wanted.path or not self._admin_sockets:
+            return wanted
+        return Address(wanted.host, self._admin_sockets[0].getsockname()[1])
+
+    def unready(self) -> list[str]:
+        """Why no traffic should be sent here; empty when it is ready."""
+        plane = self._plane
+        if plane is None or not self._listeners:
+            return ["it is not listening yet"]
+        if plane.draining:
+            return ["it is shutting down"]
+        unknown = sorted(name for name, state in self.table.services.items() if not state.known)
+        return [f"no registry has answered yet for {', '.join(unknown)}"] if unknown else []
+
+    def depart(self, departures: Sequence[Departure], deadline: float | None) -> None:
+        """Empty endpoints within `deadline` seconds, or their service's drain timeout when None."""
+        assert self._drainer is not None
+        self._drainer.depart(departures, deadline)
+
+    async def plan(self, data: bytes | None, source: str) -> Sequence[Change]:
+        """What a reload with `data` (None: the file as it is) would change. Raises `ConfigError`."""
+        return diff(
+            self._config, self._read() if data is None else read(data, source=source, environ=os.environ)
+        )
+
+    async def reload(self) -> Sequence[Change]:
+        """Take over the file: all of it, or nothing. Raises `ConfigError`."""
+        async with self._reloading:
+            try:
+                new = self._read()
+                self._renew_certificates()
+                changes = diff(self._config, new)
+                if changes:
+                    self._switch(new)
+            except ConfigError as error:
+                self.events.emit("reload_refused", problems=[str(problem) for problem in error.problems])
+                raise
+        if changes:
+            self.events.emit("reloaded", changes=[str(change) for change in changes])
+        for change in changes:
+            if change.effect is Effect.RESTART:
+                _log.warning("needs a restart to take effect: %s", change)
+        return changes
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen and forward, then start the registry, discovery and the admin API.
+
+        Raises `OSError` with a message for the operator when an address or a file cannot be had.
+        """
+        config = self._config
+        loop = asyncio.get_running_loop()
+        plane = self._plane = Plane(loop, self.table, AccessLog(config.access_log.path))
+        plane.configure(config)
+        self._checker = Checker(plane)
+        self._drainer = Drainer(plane)
+        self.table.configure(config, plane.clock())
+        self._admin_sockets = open_sockets(config.admin.address)
+        for listen in config.listen:
+            self._listeners.append(Listener(plane, listen))
+        for update in static_updates(config.services, plane.clock()):
+            self._updated(update)
+        plane.wheel.start(loop)
+        self._chores(loop.time())
+        for listener in self._listeners:
+            await listener.start()
+        # Importing aiohttp takes longer than all that was done so far: clients need not wait for it.
+        await loop.run_in_executor(None, _import_the_rest)
+        await self._start_discovery()
+        await self._start_admin()
+        # What start-up made lives for ever: leave it out of every later collection.
+        gc.collect()
+        gc.freeze()
+        self.events.emit(
+            "started",
+            listen=[str(address) for address in self.addresses],
+            admin=str(self.admin_address),
+        )
+
+    async def _start_discovery(self) -> None:
+        from discovery.build import make_watcher
+
+        watchers: list[Watcher] = []
+        for registry in self._config.registry:
+            if isinstance(registry, EmbeddedRegistry):
+                from discovery.embedded.server import RegistryServer
+
+                self._registry = RegistryServer(registry.data)
+                await self._registry.start(registry.listen)
+                watchers.append(self._registry.watcher())
+            else:
+                watchers.append(make_watcher(registry))
+        if not watchers:
+            return
+        assert self._checker is not None
+        state = self._config.state
+        self._supervisor = Supervisor(
+            watchers,
+            self._updated,
+            _watched(self._config),
+            confirm=self._checker.ask,
+            directory=Path(state) if state is not None else None,
+            clock=self.plane.clock,
+        )
+        self._tasks.append(asyncio.create_task(self._supervisor.run(), name="discovery"))
+
+    async def _start_admin(self) -> None:
+        from aiohttp import web
+
+        from proxy.admin import make_app
+
+        self._admin = web.AppRunner(make_app(self), access_log=None, shutdown_timeout=1.0)
+        await self._admin.setup()
+        for sock in self._admin_sockets:
+            await web.SockSite(self._admin, sock).start()
+
+    async def drain(self) -> None:
+        """Stop accepting, let everything finish within `shutdown` seconds, then cut what is left."""
+        plane = self.plane
+        plane.draining = True
+        limit = self._config.shutdown
+        self.events.emit("draining", clients=len(plane.clients), tunnels=len(plane.sessions), seconds=limit)
+        for listener in self._listeners:
+            listener.stop()
+        for client in tuple(plane.clients):
+            client.shut_when_idle()
+        spread = min(_SHUTDOWN_JITTER, limit / 2)
+        for tunnel in plane.sessions:
+            plane.loop.call_later(
+                plane.random.uniform(0.0, spread),
+                tunnel.close,
+                CloseCode.SERVICE_RESTART,
+                "the proxy is restarting",
+            )
+        try:
+            async with asyncio.timeout(limit):
+                await plane.quiet()
+        except TimeoutError:
+            self.events.emit("drain_deadline", clients=len(plane.clients), tunnels=len(plane.sessions))
+            for tunnel in plane.sessions:
+                tunnel.abort()
+
+    async def close(self) -> None:
+        """End everything that is left."""
+        for listener in self._listeners:
+            listener.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._checker is not None:
+            await self._checker.close()
+        if self._drainer is not None:
+            self._drainer.close()
+        if self._registry is not None:
+            await self._registry.close()
+        if self._admin is not None:
+            await self._admin.cleanup()
+        for sock in self._admin_sockets:
+            sock.close()
+        if self._chore is not None:
+            self._chore.cancel()
+        if self._plane is not None:
+            self._plane.wheel.stop()
+            self._plane.log.close()
+
+    def watch_file(self) -> None:
+        """Reload whenever the configuration file's content changes."""
+        if self._path is not None:
+            self._tasks.append(asyncio.create_task(self._watch_file(self._path), name="config"))
+
+    def reload_soon(self) -> None:
+        """Reload from a signal: what is wrong goes to the log."""
+        self.plane.spawn(asyncio.ensure_future(self._try_reload()))
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    async def _watch_file(self, path: str) -> None:
+        from config.watch import watch
+
+        await watch(path, self._try_reload)
+
+    async def _try_reload(self) -> None:
+        try:
+            changes = await self.reload()
+        except ConfigError as error:
+            _log.error("the configuration stays as it was:\n%s", error)
+        else:
+            _log.info("reloaded: %d changes", len(changes))
+
+    def _read(self) -> Config:
+        if self._path is None:
+            where = Place(0, "configuration")
+            raise ConfigError([Problem(where, "", "this process was started without a file to reload")])
+        return load(self._path, environ=os.environ)
+
+    def _renew_certificates(self) -> None:
+        for listener in self._listeners:
+            try:
+                listener.renew(listener.config)
+            except OSError as error:
+                raise ConfigError([Problem(Place(0, self._path or ""), "listen", str(error))]) from None
+
+    def _switch(self, new: Config) -> None:
+        """Make `new` what holds. Only what comes first can fail, and then nothing has changed."""
+        plane = self.plane
+        if new.access_log != self._config.access_log:
+            try:
+                log = AccessLog(new.access_log.path)
+            except OSError as error:
+                raise ConfigError(
+                    [Problem(Place(0, self._path or ""), "access_log.path", str(error))]
+                ) from None
+            plane.log.close()
+            plane.log = log
+        former, self._config = self._config, new
+        plane.configure(new)
+        self.depart(self.table.configure(new, plane.clock()), None)
+        for update in static_updates(new.services, plane.clock()):
+            self._updated(update)
+        assert self._checker is not None
+        for name in {*former.services, *new.services}:
+            self._checker.sync(name)
+        if self._supervisor is not None:
+            self._supervisor.set_services(_watched(new))
+
+    def _updated(self, update: Update) -> None:
+        """A full set of a service's instances has come: nothing starts on those that are not in it."""
+        plane = self.plane
+        departures = self.table.apply(update, plane.clock())
+        swapped = plane.clock()
+        for departure in departures:
+            plane.counters.observe_eviction(update.source, departure.cause.value, swapped - update.at)
+        self.depart(departures, None)
+        assert self._checker is not None
+        self._checker.sync(update.service)
+
+    def _chores(self, due: float) -> None:
+        plane = self.plane
+        now = plane.loop.time()
+        plane.counters.loop_lag.observe(max(0.0, now - due))
+        plane.log.flush()
+        plane.tick()
+        self.table.expire(plane.clock())
+        self._chore = plane.loop.call_later(_TICK, self._chores, now + _TICK)
+
+
+def _watched(config: Config) -> frozenset[str]:
+    """The services whose instances come from a registry."""
+    return frozenset(name for name, service in config.services.items() if service.instances is None)
+
+
+def _import_the_rest() -> None:
+    for module in ("aiohttp.web", "proxy.admin", "discovery.build"):
+        importlib.import_module(module)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (`Type=notify`), when it asked to be told. See sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())
+
+
+async def until_signalled() -> None:
+    """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+
+    def ask() -> None:
+        if signalled.is_set():
+            os._exit(1)
+        signalled.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask)
+    await signalled.wait()
+
+
+def set_up_logging() -> None:
+    """The process log: lines for people on standard error."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.Formatter.converter = time.gmtime
+
+
+async def _serve(app: App) -> int:
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.ensure_future(until_signalled())
+    try:
+        await app.start()
+        loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: app.plane.log.reopen())
+        app.watch_file()
+        notify(f"READY=1\nMAINPID={os.getpid()}")
+        _log.info("forwarding on %s, admin on %s", ", ".join(map(str, app.addresses)), app.admin_address)
+        await signalled
+        notify("STOPPING=1")
+        await app.drain()
+    except OSError as error:
+        print(f"holdfast: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        signalled.cancel()
+        await app.close()
+    return 0
+
+
+def run_app(main: Callable[[], Any]) -> int:
+    """Run a coroutine function on uvloop; its result is the exit code."""
+    import uvloop
+
+    result: int = uvloop.run(main())
+    return result
+
+
+def run(path: str) -> int:
+    """`holdfast run`: until SIGTERM or SIGINT. Exit codes: 0 done, 1 failed, 2 wrong configuration."""
+    set_up_logging()
+    try:
+        config = load(path, environ=os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+
+    async def main() -> int:
+        return await _serve(App(config, path))
+
+    return run_app(main)

@@ -1,0 +1,116 @@
+"""Emptying endpoints that leave: what the table decided, carried out over time.
+
+What is in flight may finish until the service's drain timeout; tunnels are closed with Close 1012 between two
+messages, spread over the jitter so that their clients do not all come back in the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from random import Random
+
+from config.schema import OnDrain, Service
+from proxy.endpoint import Endpoint, State
+from proxy.errors import Reason
+from proxy.frames import CloseCode
+from proxy.plane import Plane
+from proxy.session import Tunnel
+from proxy.table import Cause, Departure
+from proxy.upstream import close_idle, cut_busy
+
+_LEAVING = "this instance is leaving, please reconnect"
+_DOWN_JITTER = 1.0
+"""Clients of a dead instance are cut off already: they are not made to wait longer than this."""
+_AFTER_CLOSE = 5.0
+"""Seconds after the deadline in which said Closes may still be answered."""
+
+
+class Drainer:
+    """Acts on departures, by timers. An endpoint is empty when its last lease is over."""
+
+    def __init__(self, plane: Plane, random: Random | None = None) -> None:
+        self._plane = plane
+        self._random = random or Random()
+        self._timers: dict[Endpoint, set[asyncio.TimerHandle]] = {}
+        self._configs: dict[Endpoint, Service] = {}
+        plane.on_late_tunnel = self._late
+
+    def depart(self, departures: Iterable[Departure], deadline: float | None = None) -> None:
+        """Begin to empty each endpoint, within `deadline` seconds or its service's drain timeout."""
+        for departure in departures:
+            self._begin(departure.endpoint, departure.cause, deadline)
+
+    def _config(self, endpoint: Endpoint) -> Service:
+        service = self._plane.table.services.get(endpoint.instance.service)
+        if service is not None:
+            self._configs[endpoint] = service.config
+        return self._configs.get(endpoint) or Service()
+
+    def _begin(self, endpoint: Endpoint, cause: Cause, deadline: float | None) -> None:
+        close_idle(endpoint)
+        if cause is Cause.GONE and endpoint in self._timers:
+            return  # it was draining already: deregistering is the next step of that, not a new one
+        self._cancel(endpoint)
+        config = self._config(endpoint)
+        if cause is Cause.DEAD:
+            for tunnel in self._plane.sessions.of(endpoint):
+                self._close_later(endpoint, tunnel, self._random.uniform(0.0, _DOWN_JITTER))
+        else:
+            self._schedule(endpoint, config.drain.timeout if deadline is None else deadline, config)
+
+    def _schedule(self, endpoint: Endpoint, deadline: float, config: Service) -> None:
+        if config.websocket.on_drain is OnDrain.CLOSE:
+            spread = min(config.drain.jitter, deadline)
+            for tunnel in self._plane.sessions.of(endpoint):
+                self._close_later(endpoint, tunnel, self._random.uniform(0.0, spread))
+        self._later(endpoint, deadline, lambda: self._deadline(endpoint))
+
+    def _late(self, tunnel: Tunnel) -> None:
+        """A tunnel whose handshake was under way when its endpoint began to leave."""
+        endpoint = tunnel.endpoint
+        config = self._config(endpoint)
+        if config.websocket.on_drain is OnDrain.CLOSE or endpoint not in self._timers:
+            self._close_later(endpoint, tunnel, self._random.uniform(0.0, config.drain.jitter))
+
+    def _close_later(self, endpoint: Endpoint, tunnel: Tunnel, seconds: float) -> None:
+        def close() -> None:
+            if endpoint.state is not State.READY:  # an undrain may have come in between
+                tunnel.close(CloseCode.SERVICE_RESTART, _LEAVING)
+
+        self._later(endpoint, seconds, close)
+
+    def _deadline(self, endpoint: Endpoint) -> None:
+        if endpoint.state in (State.READY, State.STARTING):
+            return
+        cut_busy(endpoint, Reason.DRAIN_DEADLINE)
+        for tunnel in self._plane.sessions.of(endpoint):
+            tunnel.close(CloseCode.SERVICE_RESTART, _LEAVING)
+
+        def cut() -> None:
+            for tunnel in self._plane.sessions.of(endpoint):
+                tunnel.abort()
+
+        self._later(endpoint, _AFTER_CLOSE, cut)
+
+    def _later(self, endpoint: Endpoint, seconds: float, act: Callable[[], None]) -> None:
+        timers = self._timers.setdefault(endpoint, set())
+
+        def fire() -> None:
+            timers.discard(handle)
+            act()
+            if not timers and self._timers.get(endpoint) is timers:
+                del self._timers[endpoint]
+                self._configs.pop(endpoint, None)
+
+        handle = self._plane.loop.call_later(seconds, fire)
+        timers.add(handle)
+
+    def _cancel(self, endpoint: Endpoint) -> None:
+        for handle in self._timers.pop(endpoint, ()):
+            handle.cancel()
+
+    def close(self) -> None:
+        """Forget every timer."""
+        for endpoint in list(self._timers):
+            self._cancel(endpoint)
