@@ -108,7 +108,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(f"unreadable answer: {error}")
+            self.fail(f"unreadable answer: {error}")
             self.close()
 
     def on_message_complete(self) -> None:
@@ -121,13 +121,14 @@ class _Connection(asyncio.Protocol):
         else:
             self.close()
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Counts the request that is under way, if there is one, as failed."""
         if self._since is not None:
             self._since = None
             self._owner.failed(reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"connection lost: {exc or 'closed by the other side'}")
+        self.fail(f"connection lost: {exc or 'closed by the other side'}")
         self._owner.lost(self)
 
     def close(self) -> None:
@@ -181,18 +182,25 @@ class OpenLoop:
                 self._quiet.clear()
                 await asyncio.wait_for(self._quiet.wait(), self._patience)
         except TimeoutError:
-            self.outcome.failures += ["no answer"] * self._outstanding
+            self.outcome.failures += ["no answer"] * len(self._waiting)
+            for connection in list(self._open):
+                connection.fail("no answer")
         finally:
             for task in self._dials:
                 task.cancel()
             for connection in list(self._open):
                 connection.close()
 
+    @property
+    def due(self) -> int:
+        """How many requests the schedule has asked for so far."""
+        return self._number + len(self._waiting)
+
     def _tick(self) -> None:
         if not self._sending:
             return
         now = time.monotonic()
-        for _ in range(int((now - self._started) * self._rate) - self._number - len(self._waiting)):
+        for _ in range(int((now - self._started) * self._rate) - self.due):
             self._outstanding += 1
             self._waiting.append(now)
         self._flush()

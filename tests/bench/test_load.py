@@ -111,14 +111,25 @@ async def test_every_kind_of_failure_is_counted(factory: Callable[[], Refusing],
     assert all(failure.startswith(reason) for failure in load.outcome.failures)
 
 
-async def test_requests_that_are_never_answered_fail_when_patience_ends() -> None:
+async def test_requests_that_are_never_answered_fail_once_each_when_patience_ends() -> None:
+    written: list[int] = []
+    all_busy = asyncio.Event()
+
+    def request(number: int) -> bytes:
+        written.append(number)
+        if len(written) == 3:
+            all_busy.set()
+        return b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
     async with (
         listening(asyncio.Protocol) as port,
-        OpenLoop(port, rate=100, connections=1, patience=0.05) as load,
+        OpenLoop(port, rate=100, connections=3, request=request, patience=0.05) as load,
     ):
-        await asyncio.sleep(0.05)
-    assert load.outcome.failures
+        await all_busy.wait()
+        await asyncio.sleep(0.03)
+    assert written == [0, 1, 2]
     assert set(load.outcome.failures) == {"no answer"}
+    assert len(load.outcome.failures) == load.due > 3
 
 
 async def test_ping_pong_counts_the_echoes_and_the_cpu_of_its_window() -> None:
