@@ -5,8 +5,8 @@ embedded registry, which is told over HTTP as any registrar would, and comes bac
 Instances, load and registrar share one process and so one clock. The delay runs from just before the
 registrar's call to the last request that reached the instance, and is 0 when none came after the call; it
 contains the call itself, and the way of that request. At 500 requests/s each of three instances is reached
-every 6 ms, so most evictions see no request at all; a higher `--rate` looks closer. What holdfast measures from the event's arrival is
-read from its own metric.
+every 6 ms, so most evictions see no request at all; a higher `--rate` looks closer. What holdfast measures
+from the event's arrival is read from its own metric.
 """
 
 from __future__ import annotations
