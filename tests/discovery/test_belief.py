@@ -1,0 +1,258 @@
+"""The guards, the merging and the waits: pure, with time as an argument."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discovery.belief import Backoff, Belief, Guard, Instances, Merge
+from discovery.model import Instance, Status, Update
+
+GUARD = Guard(share=0.5, hold=30, repeat=5)
+
+
+def make(names: str, status: Status = Status.UP) -> tuple[Instance, ...]:
+    return tuple(Instance("chat", name, "10.0.0.1", 9000 + ord(name), status=status) for name in names)
+
+
+def names(instances: Instances) -> str | None:
+    return None if instances is None else "".join(instance.id for instance in instances)
+
+
+def believing(instances: Instances) -> Belief:
+    belief = Belief(GUARD)
+    belief.answer(instances, 0)
+    return belief
+
+
+def test_absent_empty_and_full_are_three_different_beliefs() -> None:
+    assert believing(None).believed is None
+    assert believing(()).believed == ()
+    assert names(believing(make("ab")).believed) == "ab"
+
+
+@pytest.mark.parametrize(("before", "after"), [("a", ""), ("ab", "a"), ("abc", "bc"), ("abcd", "abc")])
+def test_a_single_deregistration_is_never_held_back(before: str, after: str) -> None:
+    belief = believing(make(before))
+    assert belief.answer(make(after), 1) == ()
+    assert names(belief.believed) == after
+
+
+def test_half_may_leave_at_once_and_more_may_not() -> None:
+    belief = believing(make("abcd"))
+    assert belief.answer(make("cd"), 1) == ()
+    belief = believing(make("abcde"))
+    assert names(belief.answer(make("de"), 1)) == "abc"
+    assert names(belief.believed) == "abcde"
+
+
+def test_an_empty_answer_holds_everybody_and_asks_everybody() -> None:
+    belief = believing(make("abc"))
+    assert names(belief.answer((), 1)) == "abc"
+    assert names(belief.believed) == "abc"
+    assert belief.suspects == 3
+
+
+def test_a_registry_that_forgot_the_service_is_doubted_even_for_one_instance() -> None:
+    belief = believing(make("a"))
+    assert names(belief.answer(None, 1)) == "a"
+    assert names(belief.believed) == "a"
+
+
+def test_a_suspect_that_is_not_ready_leaves_in_that_moment_and_the_others_stay() -> None:
+    belief = believing(make("abc"))
+    a, b, _ = belief.answer((), 1)
+    assert belief.verdict(a, ready=False)
+    assert not belief.verdict(b, ready=True)
+    assert names(belief.believed) == "bc"
+
+
+def test_a_verdict_on_somebody_who_is_no_suspect_changes_nothing() -> None:
+    belief = believing(make("abc"))
+    (a, *_) = belief.answer((), 1)
+    belief.answer(make("abc"), 2)
+    assert not belief.verdict(a, ready=False)
+    assert names(belief.believed) == "abc"
+
+
+def test_instances_that_come_back_are_no_suspects_any_more() -> None:
+    belief = believing(make("abc"))
+    belief.answer(None, 1)
+    assert belief.answer(make("a"), 2) == ()
+    assert (names(belief.believed), belief.suspects) == ("abc", 2)
+    belief.answer(make("ab"), 3)
+    belief.answer(make("abc"), 4)
+    assert (names(belief.believed), belief.suspects) == ("abc", 0)
+
+
+def test_instances_that_register_again_one_by_one_do_not_confirm_the_loss_of_the_others() -> None:
+    belief = believing(make("abcdef"))
+    for at, back in enumerate(["", "a", "ab", "abc", "abcd", "abcde"]):
+        belief.answer(make(back), 10.0 * at / 4)
+        assert names(belief.believed) == "abcdef"
+
+
+def test_the_registry_that_repeats_itself_later_is_believed() -> None:
+    belief = believing(make("abc"))
+    belief.answer((), 1)
+    belief.answer((), 5.9)
+    assert names(belief.believed) == "abc"
+    belief.answer((), 6)
+    assert names(belief.believed) == ""
+
+
+def test_a_suspect_leaves_when_it_was_held_long_enough() -> None:
+    belief = believing(make("abc"))
+    belief.answer((), 1)
+    assert belief.deadline == 31
+    assert not belief.expire(30.9)
+    assert belief.expire(31)
+    assert (names(belief.believed), belief.deadline) == ("", None)
+
+
+def test_a_single_loss_while_others_are_suspects_is_believed_at_once() -> None:
+    belief = believing(make("abcdefg"))
+    belief.answer(make("efg"), 1)
+    assert belief.answer(make("fg"), 2) == ()
+    assert names(belief.believed) == "abcdfg"
+
+
+def test_many_that_turn_critical_at_once_are_doubted_as_if_they_were_missing() -> None:
+    belief = believing(make("abc"))
+    assert names(belief.answer(make("abc", Status.DOWN), 1)) == "abc"
+    assert belief.believed == make("abc")
+    a, *_ = make("abc")
+    belief.verdict(a, ready=False)
+    assert [i.status for i in belief.believed or ()] == [Status.DOWN, Status.UP, Status.UP]
+
+
+def test_one_that_turns_critical_is_believed_at_once() -> None:
+    belief = believing(make("ab"))
+    assert belief.answer((*make("a", Status.DOWN), *make("b")), 1) == ()
+    assert [i.status for i in belief.believed or ()] == [Status.DOWN, Status.UP]
+
+
+def test_those_that_announced_their_leaving_may_all_go_at_once() -> None:
+    belief = believing(make("abc", Status.DRAINING))
+    assert belief.answer((), 1) == ()
+    assert belief.believed == ()
+
+
+def test_draining_everybody_is_never_doubted() -> None:
+    belief = believing(make("abc"))
+    assert belief.answer(make("abc", Status.DRAINING), 1) == ()
+    assert {i.status for i in belief.believed or ()} == {Status.DRAINING}
+
+
+def test_without_a_hold_there_is_no_guard() -> None:
+    belief = Belief(Guard(hold=0))
+    belief.answer(make("abc"), 0)
+    assert belief.answer(None, 1) == ()
+    assert belief.believed is None
+
+
+def test_what_was_remembered_yields_to_any_real_set() -> None:
+    belief = Belief(GUARD)
+    belief.remember(make("abc"))
+    assert belief.answer(make("x"), 1) == ()
+    assert names(belief.believed) == "x"
+
+
+def test_what_was_remembered_is_kept_while_the_registry_knows_nothing() -> None:
+    belief = Belief(GUARD)
+    belief.remember(make("abc"))
+    assert names(belief.answer(None, 1)) == "abc"
+    assert names(belief.believed) == "abc"
+
+
+def test_what_was_remembered_and_put_to_use_is_guarded_like_an_answer() -> None:
+    belief = Belief(GUARD)
+    belief.remember(make("abc"))
+    assert belief.fall_back()
+    assert not belief.fall_back()
+    assert names(belief.answer(make("a"), 1)) == "bc"
+    assert names(belief.believed) == "abc"
+
+
+def test_a_memory_that_comes_after_an_answer_is_ignored() -> None:
+    belief = believing(make("a"))
+    belief.remember(make("xyz"))
+    assert names(belief.believed) == "a"
+    assert not belief.fall_back()
+
+
+sets = st.none() | st.sets(st.sampled_from("abcdef")).map(lambda s: make("".join(sorted(s))))
+
+
+@given(st.lists(st.tuples(sets, st.floats(0, 20)), max_size=12))
+def test_nobody_who_is_listed_is_ever_missing_and_nobody_outstays_the_hold(
+    answers: list[tuple[Instances, float]],
+) -> None:
+    belief, now, last_listed = Belief(GUARD), 0.0, dict[str, float]()
+    for instances, wait in answers:
+        now += wait
+        belief.expire(now)
+        for instance in belief._told or ():
+            last_listed[instance.id] = now
+        belief.answer(instances, now)
+        believed = {instance.id for instance in belief.believed or ()}
+        assert believed >= {instance.id for instance in instances or ()}
+        for name in believed - {instance.id for instance in instances or ()}:
+            assert now - last_listed[name] < GUARD.hold
+        last_listed.update({instance.id: now for instance in instances or ()})
+
+
+def put(merge: Merge, source: int, instances: Instances) -> Update | None:
+    return merge.put(source, Update("chat", instances, 1.0))
+
+
+def test_an_equal_set_is_silent() -> None:
+    merge = Merge()
+    assert put(merge, 0, make("ab")) is not None
+    assert put(merge, 0, make("ab")) is None
+    assert put(merge, 0, make("a")) is not None
+
+
+def test_the_first_word_of_a_service_is_told_even_when_it_is_absent() -> None:
+    merge = Merge()
+    assert put(merge, 0, None) == Update("chat", None, 1.0)
+    assert put(merge, 0, None) is None
+    assert put(merge, 0, ()) == Update("chat", (), 1.0)
+
+
+def test_registries_add_up_and_one_that_forgets_does_not_hurt_the_others() -> None:
+    merge = Merge()
+    put(merge, 0, make("ab"))
+    update = put(merge, 1, make("c"))
+    assert update is not None
+    assert names(update.instances) == "abc"
+    update = put(merge, 0, None)
+    assert update is not None
+    assert names(update.instances) == "c"
+
+
+def test_where_two_tell_of_the_same_id_or_address_the_earlier_is_believed() -> None:
+    merge = Merge()
+    mine = Instance("chat", "a", "10.0.0.1", 80, weight=7)
+    put(merge, 1, (Instance("chat", "a", "10.0.0.9", 80), Instance("chat", "z", "10.0.0.1", 80)))
+    update = put(merge, 0, (mine,))
+    assert update is not None
+    assert update.instances == (mine,)
+
+
+def test_a_forgotten_service_is_told_anew() -> None:
+    merge = Merge()
+    put(merge, 0, make("a"))
+    merge.forget({"chat"})
+    assert put(merge, 0, make("a")) is not None
+
+
+def test_waits_double_up_to_the_most_and_half_of_each_is_chance() -> None:
+    backoff, rng = Backoff(first=0.1, most=5.0), random.Random(1)
+    for failures, whole in [(1, 0.1), (2, 0.2), (3, 0.4), (7, 5.0), (1000, 5.0)]:
+        delays = [backoff.delay(failures, rng) for _ in range(200)]
+        assert whole / 2 <= min(delays) < max(delays) <= whole
+        assert max(delays) - min(delays) > whole / 4
