@@ -407,7 +407,7 @@ async def _serve(app: App) -> int:
         notify("STOPPING=1")
         await app.drain()
     except OSError as error:
-        print(f"holdfast: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        print(f"holdfast: {error.strerror or error}", file=sys.stderr)
         return 1
     finally:
         signalled.cancel()
@@ -429,7 +429,7 @@ def run(path: str) -> int:
     try:
         config = load(path, environ=os.environ)
     except ConfigError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 2
 
     async def main() -> int:
