@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.children import Cores, await_answer, child, free_ports
+from bench.children import BenchError, Cores, await_answer, child, free_ports, tail
 from bench.measure import cpu_seconds, memory
 from bench.origin import nginx_config
 from bench.peers import ROOT, Peer, Place
@@ -57,7 +57,7 @@ class Stage:
 
     @contextmanager
     def run(self, peer: Peer, program: Path) -> Iterator[Running]:
-        """Starts a proxy on its core. Raises `BenchError` if it does not forward."""
+        """Starts a proxy on its core. Raises `BenchError` if it does not forward or ends early."""
         place = self.place(peer.name)
         texts = peer.files(place)
         for name, text in texts.items():
@@ -70,7 +70,12 @@ class Stage:
         ) as process:
             await_answer(process, place.port, log=log)
             started = time.perf_counter() - began
-            yield Running(http=place.port, echo=place.port, pid=process.pid, started=started)
+            try:
+                yield Running(http=place.port, echo=place.port, pid=process.pid, started=started)
+            except (BenchError, OSError) as error:
+                if (ended := process.poll()) is None:
+                    raise
+                raise BenchError(f"ended with status {ended} under load: {tail(log)}") from error
 
 
 @contextmanager
