@@ -296,11 +296,16 @@ class Table:
 
     # -- what operators say --------------------------------------------------------------------------------
 
+    def find_service(self, name: str) -> ServiceState:
+        """One service by name. Raises `UnknownName`."""
+        state = self.services.get(name)
+        if state is None:
+            raise _unknown("service", name, self.services)
+        return state
+
     def find(self, service: str, instance: str) -> Endpoint:
         """One endpoint by name. Raises `UnknownName`."""
-        state = self.services.get(service)
-        if state is None:
-            raise _unknown("service", service, self.services)
+        state = self.find_service(service)
         endpoint = state.endpoints.get(instance)
         if endpoint is None:
             raise _unknown(f"instance of {service}", instance, state.endpoints)
