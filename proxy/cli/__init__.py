@@ -7,18 +7,17 @@ import sys
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or configuration."""
-    config = _plain_run(sys.argv[1:])
-    if config is not None:
+    arguments = sys.argv[1:]
+    if len(arguments) == 3 and arguments[0] == "run" and arguments[1] in ("-c", "--config"):
+        # How supervisors start a proxy: it need not load click before it forwards.
         from proxy.app import run
 
-        sys.exit(run(config))
+        sys.exit(run(arguments[2]))
+    if arguments[:1] == ["chat"]:
+        # It has a command line of its own, and starts as often as anything here.
+        from chat.__main__ import main as chat
+
+        sys.exit(chat(arguments[1:]))
     from proxy.cli.commands import cli
 
     cli(prog_name="holdfast")
-
-
-def _plain_run(arguments: list[str]) -> str | None:
-    """The file of a plain `run -c FILE`: how supervisors start a proxy, whose start need not load click."""
-    if len(arguments) == 3 and arguments[0] == "run" and arguments[1] in ("-c", "--config"):
-        return arguments[2]
-    return None

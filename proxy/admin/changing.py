@@ -1,0 +1,245 @@
+"""The operations that change something. Each is logged with who, what, before and after."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+from aiohttp import web
+
+from config.load import ConfigError
+from proxy.admin import views
+from proxy.admin.control import Control
+from proxy.admin.guard import Refused
+from proxy.admin.models import (
+    ChangesView,
+    DrainedInstanceView,
+    DrainOrder,
+    EjectOrder,
+    InstanceView,
+    PlanOrder,
+    SplitOrder,
+    SplitView,
+    WeightOrder,
+)
+from proxy.admin.operation import INSTANCE, MIB, ROUTE, SERVICE, Operation
+from proxy.endpoint import Endpoint, State
+from proxy.table import Cause, Departure
+
+_ONE = "/v1/services/{service}/instances/{instance}"
+
+
+class Changing:
+    """What can be changed in a process."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def operations(self) -> list[Operation]:
+        """For the router and for OpenAPI."""
+        one = (SERVICE, INSTANCE)
+        return [
+            Operation(
+                "PATCH",
+                _ONE,
+                "Change an instance's weight.",
+                self.weight,
+                InstanceView,
+                WeightOrder,
+                parameters=one,
+                refusals=(404,),
+            ),
+            Operation(
+                "POST",
+                f"{_ONE}/drain",
+                "Take an instance out gently.",
+                self.drain,
+                DrainedInstanceView,
+                DrainOrder,
+                order_needed=False,
+                parameters=one,
+                refusals=(404,),
+            ),
+            Operation(
+                "POST",
+                f"{_ONE}/undrain",
+                "Take a drain back.",
+                self.undrain,
+                InstanceView,
+                parameters=one,
+                refusals=(404, 409),
+            ),
+            Operation(
+                "POST",
+                f"{_ONE}/eject",
+                "Take an instance out for a time; what it has goes on.",
+                self.eject,
+                InstanceView,
+                EjectOrder,
+                order_needed=False,
+                parameters=one,
+                refusals=(404, 409),
+            ),
+            Operation(
+                "PUT",
+                "/v1/routes/{route}/split",
+                "Replace a route's split.",
+                self.split,
+                SplitView,
+                SplitOrder,
+                parameters=(ROUTE,),
+                refusals=(404,),
+            ),
+            Operation(
+                "POST",
+                "/v1/reload",
+                "Take over the configuration file: all of it, or nothing.",
+                self.reload,
+                ChangesView,
+                refusals=(409,),
+            ),
+            Operation(
+                "POST",
+                "/v1/plan",
+                "What a reload would change. Changes nothing.",
+                self.plan,
+                ChangesView,
+                PlanOrder,
+                order_needed=False,
+                most=MIB,
+            ),
+        ]
+
+    async def weight(self, request: web.Request, order: WeightOrder) -> InstanceView:
+        """Holds for as long as the instance is registered."""
+
+        def change(endpoint: Endpoint, now: float) -> None:
+            instance = endpoint.instance
+            self._control.plane.table.set_weight(instance.service, instance.id, order.weight, now)
+
+        return self._change(request, "weight", change, lambda endpoint: endpoint.weight)
+
+    async def drain(self, request: web.Request, order: DrainOrder | None) -> DrainedInstanceView:
+        """Once more with another deadline: the new one holds."""
+        control, plane = self._control, self._control.plane
+        deadline = order.deadline if order is not None else None
+
+        def change(endpoint: Endpoint, now: float) -> None:
+            instance = endpoint.instance
+            departures = plane.table.drain(instance.service, instance.id, now)
+            if not departures and deadline is not None:
+                departures = [Departure(endpoint, Cause.DRAINING)]
+            control.depart(departures, deadline)
+
+        view = self._change(request, "drain", change, lambda endpoint: endpoint.state.value)
+        settings = plane.table.find_service(view.service).config.drain
+        allowed = (settings.timeout if deadline is None else deadline) + settings.jitter
+        return DrainedInstanceView(**view.model_dump(), drain_deadline=allowed)
+
+    async def undrain(self, request: web.Request, _: None) -> InstanceView:
+        """Refused while the registry asks for the drain."""
+        control = self._control
+
+        def change(endpoint: Endpoint, now: float) -> None:
+            instance = endpoint.instance
+            departures = control.plane.table.undrain(instance.service, instance.id, now)
+            control.depart(departures, None)
+
+        view = self._change(request, "undrain", change, lambda endpoint: endpoint.state.value)
+        if view.state == "draining":
+            raise Refused(409, "wrong_state", f"{view.id} is still marked as draining in its registry")
+        return view
+
+    async def eject(self, request: web.Request, order: EjectOrder | None) -> InstanceView:
+        """Refused for one that is out already."""
+        seconds = (order or EjectOrder()).duration
+
+        def change(endpoint: Endpoint, now: float) -> None:
+            instance = endpoint.instance
+            if endpoint.state in (State.DRAINING, State.EJECTED):
+                raise Refused(409, "wrong_state", f"{instance.id} is {endpoint.state.value} already")
+            self._control.plane.table.eject(instance.service, instance.id, seconds, now)
+
+        return self._change(request, "eject", change, lambda endpoint: endpoint.state.value)
+
+    async def split(self, request: web.Request, order: SplitOrder) -> SplitView:
+        """Holds until the next change, or until the file says something else."""
+        table = self._control.plane.table
+        route = table.find_route(request.match_info["route"])
+        before = dict(route.split.shares) if route.split is not None else None
+        table.set_split(route.name, order.split)
+        self._log(request, "split", route=route.name, before=before, after=order.split)
+        return views.split_view(route)
+
+    async def reload(self, request: web.Request, _: None) -> ChangesView:
+        """Refused with every mistake of the file."""
+        try:
+            changes = await self._control.reload()
+        except ConfigError as error:
+            self._log(request, "reload", refused=len(error.problems))
+            raise _misconfigured(409, error) from None
+        self._log(request, "reload", changes=[change.path for change in changes])
+        return ChangesView(changes=[views.change_view(change) for change in changes])
+
+    async def plan(self, request: web.Request, order: PlanOrder | None) -> ChangesView:
+        """Environment and `${VAR}` are those of the running process."""
+        text = order.config if order is not None else None
+        data = text.encode() if text is not None else None
+        try:
+            changes = await self._control.plan(data, order.path if order is not None else "config")
+        except ConfigError as error:
+            raise _misconfigured(400 if data is not None else 409, error) from None
+        return ChangesView(changes=[views.change_view(change) for change in changes])
+
+    def _change(
+        self,
+        request: web.Request,
+        action: str,
+        change: Callable[[Endpoint, float], None],
+        shown: Callable[[Endpoint], object],
+    ) -> InstanceView:
+        """Change one instance, log it, and answer with what it is then."""
+        plane, names = self._control.plane, request.match_info
+        endpoint = plane.table.find(names["service"], names["instance"])
+        now = plane.clock()
+        before = shown(endpoint)
+        change(endpoint, now)
+        instance = endpoint.instance
+        self._log(
+            request,
+            action,
+            service=instance.service,
+            instance=instance.id,
+            before=before,
+            after=shown(endpoint),
+        )
+        return views.instance_view(plane.table, endpoint, now)
+
+    def _log(self, request: web.Request, action: str, **facts: object) -> None:
+        by = who(request, self._control.config.admin.token is not None)
+        self._control.events.emit("admin_change", action=action, by=by, **facts)
+
+
+def who(request: web.Request, token: bool) -> str:
+    """Who is asking: how they were let in, and from where."""
+    transport = request.transport
+    if transport is None:
+        return "nobody"
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return f"{'token' if token else 'loopback'} {peer[0]}"
+    with suppress(OSError, AttributeError, struct.error):
+        sock = transport.get_extra_info("socket")
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return f"unix uid {uid} pid {pid}"
+    return "unix"
+
+
+def _misconfigured(status: int, error: ConfigError) -> Refused:
+    problems = [str(problem) for problem in error.problems]
+    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+    return Refused(
+        status, "invalid_config", f"the configuration has {count}; nothing was changed", problems=problems
+    )
