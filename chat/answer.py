@@ -26,6 +26,9 @@ RECALL = 5
 THRESHOLD = 0.34
 """Re-ranking score from which an entry is believed to fit; 1 is asked word for word."""
 
+FOLLOW_UP = 4
+"""A text of so few terms may be the continuation of the one before it."""
+
 KNOWLEDGE = Path(__file__).with_name("knowledge.json")
 """The knowledge base that ships with the package."""
 
@@ -77,12 +80,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing the knowledge base knows: ways to ask for it, words that point to it, answers by language."""
+    """One thing the knowledge base knows: ways to ask for it, words that point to it, answers by language.
+
+    A `courtesy` (a greeting, thanks) is answered only when nothing else was meant.
+    """
 
     id: str
     questions: tuple[str, ...]
     keywords: tuple[str, ...]
     answers: Mapping[Language, str]
+    courtesy: bool = False
 
 
 _HAN = re.compile(r"[㐀-䶿一-鿿]")
@@ -139,7 +146,7 @@ class KnowledgeBase:
 
     @classmethod
     def load(cls, path: Path = KNOWLEDGE) -> KnowledgeBase:
-        """Reads a JSON list of `{id, questions, keywords, answers: {zh, en}}`.
+        """Reads a JSON list of `{id, questions, keywords, answers: {zh, en}, courtesy?}`.
 
         Raises `OSError`, or `ValueError` that says which entry is wrong.
         """
@@ -153,6 +160,7 @@ class KnowledgeBase:
                         tuple(fields["questions"]),
                         tuple(fields["keywords"]),
                         {each: fields["answers"][each] for each in Language},
+                        fields.get("courtesy", False),
                     )
                 )
             except (KeyError, TypeError) as error:
@@ -163,22 +171,27 @@ class KnowledgeBase:
 
     async def answer(self, text: str, context: Context) -> Answer:
         """The best entry's answer; a short follow-up is understood together with what was said before it."""
-        found = self.best(text)
-        if found is None and len(terms(text)) <= 4:
-            before = [m.text for m in context.history if m.origin is Origin.USER]
-            found = self.best(f"{before[-1]} {text}") if before else None
+        found = self.best(text) or self._follow_up(text, context)
         spoken = language(text)
         if found is None:
             return Answer(DEFAULT[spoken], fitting=False)
         return Answer(found.answers[spoken], entry=found.id)
 
+    def _follow_up(self, text: str, context: Context) -> Entry | None:
+        asked = terms(text)
+        before = [message.text for message in context.history if message.origin is Origin.USER]
+        if not before or len(asked) > FOLLOW_UP:
+            return None
+        found = self.best(f"{before[-1]} {text}")
+        # The text itself must point there, or any stray remark would repeat the last answer.
+        return found if found is not None and found.id in self.recall(asked) else None
+
     def best(self, text: str) -> Entry | None:
         """The entry that fits best, if any fits well enough."""
         asked = Counter(terms(text))
-        ranked = sorted((-self._score(asked, id), id) for id in self.recall(asked))
-        if not ranked or -ranked[0][0] < THRESHOLD:
-            return None
-        return self._entries[ranked[0][1]]
+        scores = {id: self._score(asked, id) for id in self.recall(asked)}
+        fitting = [self._entries[id] for id, score in scores.items() if score >= THRESHOLD]
+        return min(fitting, key=lambda entry: (entry.courtesy, -scores[entry.id], entry.id), default=None)
 
     def recall(self, asked: Iterable[str]) -> list[str]:
         """Ids of the `RECALL` entries with the greatest total weight of shared terms, best first."""

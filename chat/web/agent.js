@@ -62,6 +62,8 @@ function tag(session) {
   return label;
 }
 
+const nameOf = (id) => `${text("user")} ${id.slice(0, 6)}`;
+
 function entry(session) {
   const item = document.createElement("li");
   const button = document.createElement("button");
@@ -70,7 +72,8 @@ function entry(session) {
   const row = document.createElement("span");
   row.className = "row";
   const name = document.createElement("b");
-  name.textContent = session.id;
+  name.textContent = nameOf(session.id);
+  button.title = session.id;
   const time = document.createElement("time");
   time.textContent = ago(session.waiting_since ?? session.active);
   row.append(name, tag(session), time);
@@ -103,7 +106,7 @@ function render() {
   $("choose").hidden = shown !== null;
   $("talk").hidden = shown === null;
   const session = sessions.find((each) => each.id === shown);
-  $("name").textContent = shown ?? "";
+  $("name").textContent = shown === null ? "" : nameOf(shown);
   $("about").replaceChildren(...(session ? [tag(session)] : []));
   const over = session?.state === "END";
   $("join").hidden = joined() || over;

@@ -13,8 +13,12 @@ export class Log {
     this.waiting = new Map();
     this.last = null;
     newer.addEventListener("click", () => this.#toEnd());
-    box.addEventListener("scroll", () => this.#atEnd() && (newer.hidden = true), { passive: true });
+    box.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    // A keyboard that opens, a turned phone: who was at the end stays there.
+    new ResizeObserver(() => this.#sticks && this.#toEnd()).observe(box);
   }
+
+  #sticks = true;
 
   clear() {
     this.list.replaceChildren();
@@ -33,7 +37,7 @@ export class Log {
   }
 
   add(message) {
-    const follow = this.#atEnd();
+    const follow = this.#sticks;
     const mine = message.from === this.mine;
     if (mine && this.waiting.has(message.id)) {
       this.waiting.get(message.id).remove();
@@ -68,7 +72,7 @@ export class Log {
 
   // After something below the messages has grown.
   follow() {
-    if (this.newer.hidden) this.#toEnd();
+    if (this.#sticks) this.#toEnd();
   }
 
   #place(item) {
@@ -97,12 +101,14 @@ export class Log {
     return item;
   }
 
-  #atEnd() {
-    return this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 80;
+  #scrolled() {
+    this.#sticks = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 80;
+    if (this.#sticks) this.newer.hidden = true;
   }
 
   #toEnd() {
     this.box.scrollTop = this.box.scrollHeight;
+    this.#sticks = true;
     this.newer.hidden = true;
   }
 }
