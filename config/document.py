@@ -14,7 +14,7 @@ _TAGS = frozenset(
     _CORE + name for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value")
 )
 # Aliases can make a short file describe an endless one.
-_MOST_NODES = 500_000
+_MOST_REPEATED = 100_000
 
 
 Fill = Callable[[str], str]
@@ -73,16 +73,21 @@ class _Builder:
         self._place = place
         self._fill = fill
         self._open: set[int] = set()
-        self._count = 0
+        self._seen: set[int] = set()
+        self._repeated = 0
 
     def build(self, node: Any, path: Path, key: Place | None = None) -> Node:
         where = self._at(node)
-        self._count += 1
-        if id(node) in self._open or self._count > _MOST_NODES:
-            if self._count <= _MOST_NODES:
-                self._problem(where, path, "contains itself through an alias")
-            elif self._count == _MOST_NODES + 1:
+        if id(node) in self._seen:
+            self._repeated += 1
+        self._seen.add(id(node))
+        if self._repeated > _MOST_REPEATED:
+            if self._repeated == _MOST_REPEATED + 1:
                 self._problem(where, path, "its aliases make it too large")
+                self._repeated += 1
+            return Node(None, where, key)
+        if id(node) in self._open:
+            self._problem(where, path, "contains itself through an alias")
             return Node(None, where, key)
         if isinstance(node.value, str):
             return self._scalar(node, path, where, key)
@@ -121,7 +126,7 @@ class _Builder:
             elif key_node.tag == _CORE + "merge":
                 merged += value_node.value if value_node.tag == _CORE + "seq" else [value_node]
             else:
-                key = restore(key_node.value)
+                key = _whole(restore(key_node.value))
                 child = self.build(value_node, (*path, key), where)
                 if key in made:
                     first = made[key].key

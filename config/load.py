@@ -79,10 +79,10 @@ def _tree(data: bytes, source: str, environ: Mapping[str, str]) -> tuple[Node, l
         where = place(before.count(b"\n"), error.start - before.rfind(b"\n") - 1)
         raise ConfigError([Problem(where, "", "is not UTF-8 text")]) from None
     root, problems = parse(text, place, lambda value: expand(value, environ))
-    if root is None:
-        if problems:
-            raise ConfigError(problems)
-        return Node({}, place(0, 0)), []
+    if root is None and problems:
+        raise ConfigError(problems)
+    if root is None or root.value is None:
+        return Node({}, place(0, 0)), problems
     if not isinstance(root.value, dict):
         raise ConfigError([Problem(root.place, "", "must be sections: `key: value`"), *problems])
     return root, problems

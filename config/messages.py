@@ -122,14 +122,16 @@ def _masked(message: str, node: Node) -> str:
 
 
 def _message(kind: str, context: Mapping[str, Any], original: str, spot: _Spot) -> str:
-    if "error" in context or "problem" in context:
-        return str(context.get("problem") or context["error"])
+    if "problem" in context:
+        return str(context["problem"])
     if kind == "extra_forbidden":
         return f"is not a known key{closest(str(spot.path[-1]), spot.siblings)}"
     if kind == "missing":
         return "is required"
     if spot.node.value is None and not spot.is_missing:
         return "needs a value"
+    if "error" in context:
+        return str(context["error"])
     if kind in ("enum", "literal_error", "union_tag_invalid", "union_tag_not_found"):
         return _one_of(kind, spot)
     wording = _WORDINGS.get(kind)

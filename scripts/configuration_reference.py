@@ -46,7 +46,7 @@ routes: [{service: shop}]
 | size | `512` `16KiB` `1MiB` `10MB` | a plain number is bytes; `kB`, `MB`, `GB` count in thousands |
 | share | `20%` `0.2` | from 0 to 1 |
 | rate | `100/s` `30/m` `5/h` | a plain number is per second |
-| address | `:8080` `127.0.0.1:9900` `[::1]:80` `name:80` `unix:/run/x.sock` | without host: all interfaces to listen on, this machine to connect to |
+| address | `:8080` `127.0.0.1:9900` `[::1]:80` `name:80` `unix:/run/x.sock` | no host: all interfaces |
 
 Values need no quotes unless YAML itself wants them: what looks like a number or like `yes` is text
 where text is wanted (`version: 1.10` stays `1.10`). A key without value keeps its default. `none`
