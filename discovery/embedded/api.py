@@ -215,7 +215,7 @@ class Api:
 
     async def _health_state(self, request: web.Request) -> web.Response:
         state = request.match_info["state"]
-        if state != "any" and state not in set(CheckStatus):
+        if state not in {"any", "unknown", *CheckStatus}:
             raise ValueError(f"there is no state {state!r}; use any, passing, warning or critical")
 
         def read() -> object:

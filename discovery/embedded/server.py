@@ -21,7 +21,7 @@ from discovery.embedded.store import Store, UnknownIdError
 from discovery.embedded.watcher import EmbeddedWatcher
 
 PAUSE = 2.0
-"""Seconds a timer may be late; more means that this process was stopped, and TTLs are moved by as much."""
+"""Seconds a timer may be late; more means that this process was stopped, and every TTL begins anew."""
 
 _log = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ class RegistryServer:
         late = now - (self._due if self._due is not None else now)
         self._due = self._timer = None
         if late > PAUSE:
-            _log.warning("this process was stopped for %.1f s; TTLs are extended by as much", late)
-            self.store.postpone(late)
+            _log.warning("this process was stopped for %.1f s; every TTL begins anew", late)
+            self.store.renew(now)
         for expiry in self.store.expire(now):
             what = "deregistered" if expiry.deregistered else "critical"
             _log.warning("instance %s: %s, its check %s ran out", expiry.service_id, what, expiry.check_id)

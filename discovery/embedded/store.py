@@ -234,17 +234,17 @@ class Store:
             self._schedule(check)
         return done
 
-    def postpone(self, seconds: float) -> None:
-        """Moves every deadline: after a pause of this process, in which nobody could be heard."""
+    def renew(self, now: float) -> None:
+        """Begins every deadline anew: after a pause of this process, in which nobody could be heard."""
+        self._timers.clear()
         for service in self._services.values():
             for check in service.checks.values():
-                if check.deadline is not None:
-                    check.deadline += seconds
+                check.timer = None
                 if check.critical_since is not None:
-                    check.critical_since += seconds
-                if check.timer is not None:
-                    check.timer += seconds
-        self._timers = [(at + seconds, check_id) for at, check_id in self._timers]
+                    check.critical_since = now
+                if check.deadline is not None and check.definition.ttl is not None:
+                    check.deadline = now + check.definition.ttl
+                self._schedule(check)
 
     # -- saving -----------------------------------------------------------------------------------------
 
