@@ -169,6 +169,7 @@ class LeastConn(Balancer[M]):
                 wait = 0.0
             elif wait > turn:  # it was colder when its last turn was reckoned
                 wait = turn
+                dues[index] = clock + turn
             cost = member.inflight * turn + wait * _TURN
             if chosen < 0 or cost < least:
                 chosen, least, ahead, length = index, cost, wait, turn

@@ -85,7 +85,7 @@ class RingHash(Balancer[M]):
         if owner.inflight == 0 and owner not in tried and now >= owner.warm_at:
             return owner
         bound = _BOUND * (sum([member.inflight for member in self.members]) + 1)
-        full: list[M] = []
+        passed: list[M] = []
         seen: set[bytes] = set()
         for index in range(start - len(owners), start):
             name = owners[index]
@@ -98,10 +98,10 @@ class RingHash(Balancer[M]):
                 room = member.inflight * self._total < bound * member.weight
                 if room and _admits(member, number, now):
                     return member
-                full.append(member)
+                passed.append(member)
             if len(seen) == len(self.members):
                 break
-        return min(full, key=lambda member: member.inflight / member.weight, default=None)
+        return min(passed, key=lambda member: member.inflight / member.weight, default=None)
 
 
 class Maglev(Balancer[M]):
@@ -128,8 +128,7 @@ class Maglev(Balancer[M]):
         member = self._by_name[table[slot]]
         if (now >= member.warm_at or _admits(member, number, now)) and member not in tried:
             return member
-        rest = [member for member in self.members if member not in tried and _admits(member, number, now)]
-        rest = rest or [member for member in self.members if member not in tried]
+        rest = [member for member in self.members if member not in tried]
         return rendezvous(number, rest, [hash32(member.identity) for member in rest], now)
 
 

@@ -226,6 +226,15 @@ def test_least_conn_does_not_hand_an_old_debt_to_a_member_that_was_busy() -> Non
     assert Counter(picks(balancer, 90))["i1"] == pytest.approx(30, abs=1)
 
 
+def test_least_conn_forgets_how_far_apart_the_turns_of_a_cold_member_were() -> None:
+    members = endpoints(100, 200)
+    members[0].slow_start, members[0].warm_at = 10.0, NOW + 10.0
+    balancer = make_balancer(Balance.LEAST_CONN, members)
+    while picks(balancer, 1, now=NOW) != ["i0"]:
+        pass
+    assert "i0" in picks(balancer, 4, now=NOW + 10.0)
+
+
 def test_p2c_prefers_the_less_loaded_of_its_two() -> None:
     members = endpoints(100, 100, 100)
     members[0].inflight = 5
@@ -244,6 +253,14 @@ def test_p2c_keeps_loads_close_together() -> None:
         member.inflight += 1
     # Two choices: at most log log n / log 2 + O(1) above the average of 100; one choice would be 30 above it.
     assert max(member.inflight for member in members) <= 104
+
+
+def test_p2c_leaves_a_heavier_member_only_for_one_that_stays_less_loaded_with_the_request() -> None:
+    members = endpoints(300, 100)
+    members[0].inflight = 1
+    assert shares(make_balancer(Balance.P2C, members))["i0"] == pytest.approx(0.75, abs=0.02)
+    members[0].inflight = 3
+    assert set(picks(make_balancer(Balance.P2C, members), 50)) == {"i1"}
 
 
 def test_p2c_fills_in_proportion_to_the_weights() -> None:
@@ -281,6 +298,14 @@ def test_ewma_tries_a_member_again_that_was_slow_long_ago_but_does_not_prefer_it
     members[0].latency, members[0].latency_at = 0.010, NOW
     members[1].latency, members[1].latency_at = 0.500, NOW - 300.0
     assert Counter(picks(make_balancer(Balance.EWMA, members), 1000))["i1"] == pytest.approx(500, abs=80)
+
+
+def test_ewma_counts_the_queue_of_a_member_whose_latency_is_old() -> None:
+    members = endpoints(100, 100)
+    members[0].latency, members[0].latency_at = 0.010, NOW
+    members[1].latency, members[1].latency_at = 0.500, NOW - 300.0
+    members[1].inflight = 1
+    assert set(picks(make_balancer(Balance.EWMA, members), 50)) == {"i0"}
 
 
 def test_ewma_goes_by_load_where_nothing_was_measured() -> None:

@@ -43,6 +43,7 @@ def test_without_routes_nothing_matches(request_head: MakeHead) -> None:
         ("badexample.com", "any"),
         ("example.com.evil.test", "any"),
         (".example.com", "any"),
+        (".a.example.com", "wide"),
     ],
 )
 def test_hosts_go_from_exact_to_wildcard_to_any(request_head: MakeHead, host: str, expected: str) -> None:
