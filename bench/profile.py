@@ -8,7 +8,9 @@ most: read it for what is called how often, and let `bench.compare` say what a c
 from __future__ import annotations
 
 import argparse
+import os
 import pstats
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,13 +28,6 @@ from bench.tunnels import ping_pong
 Location = tuple[str, int, str]
 """File, line, function, as pstats names them."""
 
-_LOOP = (
-    ("asyncio/runners.py", "run"),
-    ("uvloop/__init__.py", "run"),
-    ("asyncio/base_events.py", "run_forever"),
-)
-"""The event loop itself (file's end, function): its own time is waiting and reading, not the path."""
-
 
 class Row(NamedTuple):
     """One function: calls and own microseconds per request, and its share of all own time."""
@@ -44,7 +39,7 @@ class Row(NamedTuple):
 
 
 class Profiled(Holdfast):
-    """holdfast under cProfile; the profile is written when it ends on SIGTERM."""
+    """holdfast with a profiler in it; the profile is written when it ends on SIGTERM."""
 
     def __init__(self, dump: Path) -> None:
         super().__init__()
@@ -54,13 +49,16 @@ class Profiled(Holdfast):
         return [program, "-c", _PROFILED, self._dump, "run", "-c", config]
 
 
+# Each SIGPROF switches the profiler on or off, so that start and end are not in the profile.
 _PROFILED = """
-import cProfile, sys
+import cProfile, signal, sys
 from proxy.cli import main
 dump = sys.argv.pop(1)
 profile = cProfile.Profile()
+switches = iter((profile.enable, profile.disable))
+signal.signal(signal.SIGPROF, lambda *_: next(switches)())
 try:
-    profile.runcall(main)
+    main()
 finally:
     profile.dump_stats(dump)
 """
@@ -68,17 +66,12 @@ finally:
 
 def rows(stats: Mapping[Location, tuple[int, int, float, float, object]], units: int) -> list[Row]:
     """The functions by own time, largest first, per unit of work. `units` must be at least 1."""
-    counted = {place: entry for place, entry in stats.items() if not _is_loop(place)}
-    total = sum(entry[2] for entry in counted.values()) or 1.0
+    total = sum(entry[2] for entry in stats.values()) or 1.0
     found = [
         Row(_name(place), entry[1] / units, entry[2] / units * 1e6, entry[2] / total)
-        for place, entry in counted.items()
+        for place, entry in stats.items()
     ]
     return sorted(found, key=lambda row: row.own, reverse=True)
-
-
-def _is_loop(place: Location) -> bool:
-    return any(place[0].endswith(file) and place[2] == function for file, function in _LOOP)
 
 
 def _name(place: Location) -> str:
@@ -91,18 +84,25 @@ def _name(place: Location) -> str:
 
 
 def measure(seconds: int, websocket: bool, dump: Path) -> int:
-    """Runs the load against holdfast under the profiler; returns how many requests or echoes there were."""
+    """Loads a warm holdfast with the profiler on; returns how many requests or echoes there were."""
     peer = Profiled(dump)
     program = peer.find()
     if program is None:
         raise BenchError("there is no holdfast in this tree")
     with stage() as ground, ground.run(peer, program) as running:
-        return _echoes(running, seconds) if websocket else saturate(running.http, seconds=seconds).requests
+        assert running.pid is not None
+        _load(running, 1, websocket)
+        os.kill(running.pid, signal.SIGPROF)
+        units = _load(running, seconds, websocket)
+        os.kill(running.pid, signal.SIGPROF)
+    return units
 
 
-def _echoes(running: Running, seconds: int) -> int:
-    done = uvloop.run(ping_pong(running.echo, connections=64, seconds=seconds, cpu=running.cpu, warm=0))
-    return done.messages
+def _load(running: Running, seconds: int, websocket: bool) -> int:
+    if not websocket:
+        return saturate(running.http, seconds=seconds).requests
+    echoed = uvloop.run(ping_pong(running.echo, connections=64, seconds=seconds, cpu=running.cpu, warm=0))
+    return echoed.messages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
