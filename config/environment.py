@@ -63,35 +63,49 @@ def _order(name: str) -> list[tuple[int, int, str]]:
 
 
 def _set(root: Node, steps: list[str], text: str, place: Place) -> list[Problem]:
-    node, path = root, Path()
+    """Raises `ValueError` before anything is set when the name leads nowhere."""
+    node: Node | None = root
     shape: Shape | None = ROOT
-    for depth, step in enumerate(steps):
-        if not step:
-            raise ValueError("does not name a key; write it as HOLDFAST_SECTION__KEY")
+    path = Path()
+    for step in steps:
         key = _key(node, shape, step)
-        shape = None if shape is None else shape.below(key, node.tag)
+        shape = None if shape is None else shape.below(key, None if node is None else node.tag)
         path = (*path, key)
-        if depth < len(steps) - 1:
-            node = _enter(node, key, place)
+        node = None if node is None else _at(node, key)
     value, problems = _value(text, shape, place, path)
-    _put(node, path[-1], value)
+    holder = root
+    for key in path[:-1]:
+        holder = _enter(holder, key, place)
+    _put(holder, path[-1], value)
     return problems
 
 
-def _key(node: Node, shape: Shape | None, step: str) -> str | int:
+def _at(node: Node, key: str | int) -> Node | None:
+    if isinstance(key, str):
+        return node.children.get(key)
+    if node.children:
+        return node if key == 0 else None
+    return node.items[key] if key < len(node.items) else None
+
+
+def _key(node: Node | None, shape: Shape | None, step: str) -> str | int:
     """The key that a part of a variable's name means. Raises `ValueError` where there can be none."""
+    if not step:
+        raise ValueError("does not name a key; write it as HOLDFAST_SECTION__KEY")
+    children = {} if node is None else node.children
+    items = [] if node is None else node.items
     if shape is not None and shape.kind is Kind.LIST:
         if step.isdecimal():
-            length = 1 if node.children else len(node.items)
+            length = 1 if children else len(items)
             if int(step) > length:
                 raise ValueError(f"there is no entry {length} yet, so there can be no entry {step}")
             return int(step)
         shape = shape.entry
-        if node.items or shape.kind is not Kind.SECTION:
+        if items or shape.kind is not Kind.SECTION:
             raise ValueError(f"{step} must be a number: which entry of the list, from 0")
     if shape is not None and shape.kind is Kind.SCALAR:
         raise ValueError(f"there is no key {step} below a single value")
-    known = [*node.children, *(shape.keys(node.tag) if shape is not None else ())]
+    known = [*children, *(shape.keys(None if node is None else node.tag) if shape is not None else ())]
     return next((key for key in known if _folded(key) == _folded(step)), step.lower())
 
 

@@ -111,8 +111,8 @@ def _entries(
 
 
 def _change(path: Steps, old: object, new: object, shape: Shape) -> Change:
-    before, after = value_written(old, shape), value_written(new, shape)
-    drained = new is None and any(_begins(path, row) and len(path) == len(row) for row in _LEAVING)
+    before, after = (value_written(value, shape, brief=True) for value in (old, new))
+    drained = new is None and any(len(path) == len(row) and _begins(path, row) for row in _LEAVING)
     return Change(_written(path), before, after, Effect.DRAINS if drained else _effect(path))
 
 
