@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     import uvloop
 
-    from chat.server import Options, serve
+    from chat.options import Options
+    from chat.server import serve
     from chat.store import StoreError
 
     assert given.keys() <= {field.name for field in fields(Options)}

@@ -42,7 +42,7 @@ FINISH_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Services:
     """What every connection of a server works with."""
 
     instance: str
@@ -56,12 +56,12 @@ class Desk:
 class Client:
     """A connected user or agent."""
 
-    def __init__(self, desk: Desk, role: Role, position: Position | None) -> None:
+    def __init__(self, services: Services, role: Role, position: Position | None) -> None:
         """`position`: the session to enter and the last message seen; an agent may begin without one."""
-        self._desk = desk
+        self._services = services
         self._role = role
         self._position = position
-        self._member = Member(desk.hub, Origin.USER if role is Role.USER else Origin.AGENT)
+        self._member = Member(services.hub, Origin.USER if role is Role.USER else Origin.AGENT)
         self._socket: web.WebSocketResponse = web.WebSocketResponse(
             heartbeat=HEARTBEAT, max_msg_size=wire.MAX_FRAME, autoclose=False, compress=False
         )
@@ -81,15 +81,15 @@ class Client:
             # Before the handshake, so that a store that fails is a 503 and not a broken WebSocket.
             await self._enter(self._position)
         else:
-            self._member.push(wire.welcome(None, self._desk.instance))
+            self._member.push(wire.welcome(None, self._services.instance))
         try:
             await self._socket.prepare(request)
             self._transport = request.transport
-            open_now = self._desk.metrics.connections.labels(self._role)
+            open_now = self._services.metrics.connections.labels(self._role)
             with open_now.track_inprogress():
                 await self._serve()
         finally:
-            self._desk.hub.exit(self._member)
+            self._services.hub.exit(self._member)
         return self._socket
 
     def close(self, code: int) -> None:
@@ -106,7 +106,7 @@ class Client:
                 break
             await asyncio.sleep(QUIET - silent)
         if self.session is not None:
-            await self._desk.responder.settled(self.session)
+            await self._services.responder.settled(self.session)
 
     async def _serve(self) -> None:
         writer = asyncio.create_task(self._write())
@@ -120,7 +120,7 @@ class Client:
                     await writer
             except TimeoutError:
                 reason = "slow"
-            self._desk.metrics.closed.labels(reason).inc()
+            self._services.metrics.closed.labels(reason).inc()
             await self._end()
 
     async def _end(self) -> None:
@@ -185,7 +185,7 @@ class Client:
         id: str | None = None
         try:
             frame = wire.parse(data)
-            self._desk.metrics.frames.labels(type(frame).__name__.lower()).inc()
+            self._services.metrics.frames.labels(type(frame).__name__.lower()).inc()
             id = frame.id if isinstance(frame, Say) else None
             await self._act(frame)
         except Invalid as error:
@@ -199,7 +199,7 @@ class Client:
         self._heard = time.monotonic()
 
     def _refuse(self, error: Invalid) -> None:
-        self._desk.metrics.errors.labels(error.code).inc()
+        self._services.metrics.errors.labels(error.code).inc()
         self._member.push(wire.error(error.code, error.detail, error.id))
 
     async def _act(self, frame: Frame) -> None:
@@ -216,62 +216,62 @@ class Client:
             case Say():
                 await self._say(session, frame)
             case Typing():
-                if not self._desk.limit.take(f"typing:{self._role}:{session}"):
-                    self._desk.hub.typing(session, self._member.origin)
+                if not self._services.limit.take(f"typing:{self._role}:{session}"):
+                    self._services.hub.typing(session, self._member.origin)
             case CallAgent():
                 self._charge(session)
-                self._publish(await self._desk.sessions.call_agent(session))
+                self._publish(await self._services.sessions.call_agent(session))
             case Bye():
                 await self._bye(session)
 
     async def _say(self, session: str, frame: Say) -> None:
         self._charge(session, frame.id)
-        sessions = self._desk.sessions
+        sessions = self._services.sessions
         store = sessions.receive if self._role is Role.USER else sessions.speak
         stored = await store(session, frame.id, frame.text)
         seq = stored.message.seq
         self._member.push(wire.ack(frame.id, seq), after=seq - 1)
         if stored.change is None:
-            self._desk.metrics.duplicates.inc()
+            self._services.metrics.duplicates.inc()
             return
         self._publish(stored.change)
         if stored.change.session.state is State.AWAIT_NLP:
-            await self._desk.responder.put(session)
+            await self._services.responder.put(session)
 
     async def _join(self, frame: Join) -> None:
         self._charge(frame.session)
-        change = await self._desk.sessions.join(frame.session)
+        change = await self._services.sessions.join(frame.session)
         self._publish(change)
         await self._enter(Position(frame.session, frame.last_seq))
 
     async def _bye(self, session: str) -> None:
         if self._role is Role.USER:
-            self._publish(await self._desk.sessions.end(session))
+            self._publish(await self._services.sessions.end(session))
             self.close(WSCloseCode.OK)
             return
-        change = await self._desk.sessions.hand_back(session)
+        change = await self._services.sessions.hand_back(session)
         self._publish(change)
-        self._desk.hub.exit(self._member)
-        self._member.push(wire.welcome(None, self._desk.instance))
+        self._services.hub.exit(self._member)
+        self._member.push(wire.welcome(None, self._services.instance))
         if change is not None and change.session.state is State.AWAIT_NLP:
-            await self._desk.responder.put(session)
+            await self._services.responder.put(session)
 
     async def _enter(self, position: Position) -> None:
-        desk = self._desk
-        session = await desk.hub.enter(self._member, position.session, position.seq, desk.instance)
+        services = self._services
+        session = await services.hub.enter(self._member, position.session, position.seq, services.instance)
         if session.state is State.AWAIT_NLP:
             # Perhaps the instance that should have answered is dead; if not, its lease says so.
-            await desk.responder.put(position.session)
+            await services.responder.put(position.session)
 
     def _publish(self, change: Change | None) -> None:
         if change is not None:
-            self._desk.hub.publish(change)
+            self._services.hub.publish(change)
 
     def _only(self, role: Role) -> None:
         if self._role is not role:
             raise Invalid(ErrorCode.FORBIDDEN, f"only for role={role}")
 
     def _charge(self, session: str, id: str | None = None) -> None:
-        wait = self._desk.limit.take(f"{self._role}:{session}")
+        wait = self._services.limit.take(f"{self._role}:{session}")
         if wait:
             raise Invalid(ErrorCode.RATE_LIMITED, f"too fast; send it again in {wait:.1f} s", id)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
 
 from chat import message as wire
-from chat.client import Client
+from chat.client import Client, Services
 from chat.message import Position, Role
-from chat.metrics import CONTENT_TYPE
+from chat.metrics import CONTENT_TYPE, Metrics
+from chat.options import Options
 from chat.record import Summary
-from chat.store import StoreError
-
-if TYPE_CHECKING:
-    from chat.server import ChatServer
+from chat.store import Store, StoreError
 
 _log = logging.getLogger("holdfast.chat.http")
 
@@ -57,7 +56,21 @@ class Phase(StrEnum):
     """New handshakes are refused."""
 
 
-def make_app(server: ChatServer) -> web.Application:
+class Host(Protocol):
+    """The server behind the routes."""
+
+    options: Options
+    phase: Phase
+    store: Store
+    metrics: Metrics
+    services: Services
+
+    def connected(self, client: Client) -> AbstractContextManager[None]:
+        """Remembers a client for as long as its connection lasts."""
+        ...
+
+
+def make_app(server: Host) -> web.Application:
     """The aiohttp application of a server."""
     app = web.Application(middlewares=[_errors], client_max_size=_MAX_BODY)
     routes = Routes(server)
@@ -80,7 +93,7 @@ def make_app(server: ChatServer) -> web.Application:
 class Routes:
     """The handlers that need the server."""
 
-    def __init__(self, server: ChatServer) -> None:
+    def __init__(self, server: Host) -> None:
         self._server = server
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
@@ -101,7 +114,7 @@ class Routes:
         if role is Role.AGENT:
             self._agents_only(request)
         position = _position(request, role)
-        client = Client(server.desk, role, position)
+        client = Client(server.services, role, position)
         with server.connected(client):
             return await client.run(request)
 

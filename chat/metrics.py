@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-if TYPE_CHECKING:
-    from chat.answer import Answer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,9 +31,9 @@ class Metrics:
         """A gauge whose value is asked for when it is scraped."""
         Gauge(f"holdfast_chat_{name}", text, registry=self.registry).set_function(read)
 
-    def answered(self, answer: Answer, seconds: float, *, kept: bool) -> None:
-        """An answer was made; `kept` if it was stored."""
-        result = "dropped" if not kept else "fitting" if answer.fitting else "default"
+    def answered(self, seconds: float, *, fitting: bool, kept: bool) -> None:
+        """An answer was made, which took so many seconds; `kept` if it was stored."""
+        result = "dropped" if not kept else "fitting" if fitting else "default"
         self._answers.labels(result).inc()
         self._seconds.observe(seconds)
 

@@ -111,7 +111,8 @@ class Responder:
             answer = await self._ask(claim)
             change = await self._sessions.answer(claim, answer.text, fitting=answer.fitting)
             self._claimed.discard(session)
-            self._metrics.answered(answer, time.perf_counter() - began, kept=change is not None)
+            seconds = time.perf_counter() - began
+            self._metrics.answered(seconds, fitting=answer.fitting, kept=change is not None)
             if change is not None:
                 self._hub.publish(change)
 

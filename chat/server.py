@@ -13,20 +13,21 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aiohttp import WSCloseCode, web
 
 from chat.answer import Engine, KnowledgeBase
 from chat.bus import make_bus
-from chat.client import Client, Desk
+from chat.client import Client, Services
 from chat.http import Phase, make_app
 from chat.hub import Hub
 from chat.limit import RateLimit
 from chat.metrics import Metrics
+from chat.options import Options
 from chat.responder import Housekeeper, Responder
-from chat.session import CONTEXT_TTL, Clock, Sessions
+from chat.session import Clock, Sessions
 from chat.store import Store
 
 if TYPE_CHECKING:
@@ -36,46 +37,6 @@ _log = logging.getLogger("holdfast.chat")
 
 DEREGISTER_TIMEOUT = 3.0
 """Seconds a registry may take when this instance leaves; it leaves anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to run one instance. Times in seconds."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int = 0
-    """0: any free one."""
-    advertise: str = ""
-    """Host that others reach it by; defaults to `host`, or this machine's name when that is a wildcard."""
-    service: str = "chat"
-    """Name to register under."""
-    id: str = ""
-    """Name of this instance; defaults to machine and port."""
-    version: str = ""
-    """Label that traffic splits go by."""
-    weight: int = 100
-    """Share of new sessions relative to the other instances."""
-    registry: str | None = None
-    """URL of the registry to register with; None: register nowhere."""
-    store: str = "sqlite:///holdfast-chat.db"
-    """URL of the database."""
-    bus: str | None = None
-    """How to tell other instances; None: whatever the store suggests."""
-    agent_token: str | None = None
-    """What agents must show; None: anybody may be an agent."""
-    rate: float = 10.0
-    """Messages a second that one session may send in the long run."""
-    burst: int = 40
-    """Messages that one session may send at once."""
-    context_ttl: float = CONTEXT_TTL
-    """A session in which nothing is said for so long times out."""
-    deadline: float = 25.0
-    """On SIGTERM, everything must be over within so long."""
-    settle: float = 0.5
-    """On SIGTERM, new connections are served for so long, until everybody has heard of the leaving."""
-    spread: float = 1.0
-    """On SIGTERM, the Close frames are spread over so long, so that clients do not come back all at once."""
 
 
 class ChatServer:
@@ -96,7 +57,7 @@ class ChatServer:
         self._responder = Responder(sessions, engine or KnowledgeBase.load(), self._hub, self.metrics)
         self._housekeeper = Housekeeper(sessions, self._responder, self._hub, poll=self._bus.poll)
         limit = RateLimit(options.rate, options.burst, time.monotonic)
-        self.desk = Desk(self.options.id, sessions, self._hub, self._responder, limit, self.metrics)
+        self.services = Services(self.options.id, sessions, self._hub, self._responder, limit, self.metrics)
         self.metrics.watch("sessions", "Sessions with a connection here.", lambda: self._hub.sessions)
         self.metrics.watch("queue", "Sessions that wait for an answer.", lambda: self._responder.waiting)
         self._clients: set[Client] = set()

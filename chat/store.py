@@ -211,7 +211,14 @@ class Store:
         self.url = _parse(url)
         # One writer: SQLite has one anyway, and a queue is fair while SQLite's busy wait is not.
         self._writes = ThreadPoolExecutor(1, "chat-store-write")
-        self._writer = create_engine(self.url, poolclass=QueuePool, pool_size=1, max_overflow=0)
+        self._writer = create_engine(
+            self.url,
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            # Closed by another thread than the one that opened it, which is idle then.
+            connect_args={"check_same_thread": False},
+        )
         if self.file is None:
             # A database in memory is its one connection; everything takes its turn on it.
             self._reads, self._reader = self._writes, self._writer

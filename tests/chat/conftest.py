@@ -14,7 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from chat.server import ChatServer, Options
+from chat.options import Options
+from chat.server import ChatServer
 
 PATIENCE = 15.0
 
