@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from aiohttp import web
@@ -23,12 +24,8 @@ from proxy.table import UnknownName
 _BODY_TIMEOUT = 10.0
 """Seconds in which a request body must have come."""
 
-_ASSETS = {
-    "/": ("index.html", "text/html"),
-    "/dashboard.css": ("dashboard.css", "text/css"),
-    "/dashboard.js": ("dashboard.js", "text/javascript"),
-}
-"""The dashboard. The page asks for a token itself, so these need none."""
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+"""Of the dashboard's files. The page asks for a token itself, so they need none."""
 
 _SECURITY = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -47,12 +44,13 @@ def make_app(control: Control) -> web.Application:
     operations = [*reading.operations(), *Changing(control).operations()]
     description = _Description(operations)
     operations.append(description.operation)
-    public = {operation.path for operation in operations if operation.public} | set(_ASSETS)
+    assets = _assets()
+    public = {operation.path for operation in operations if operation.public} | set(assets)
     app = web.Application(middlewares=[_errors, _guard(control, public)], client_max_size=MIB)
     for operation in operations:
         app.router.add_route(operation.method, operation.path, _served(operation))
-    for path, (name, content_type) in _ASSETS.items():
-        app.router.add_get(path, _asset(name, content_type))
+    for path, asset in assets.items():
+        app.router.add_get(path, asset)
 
     async def end_streams(_: web.Application) -> None:
         reading.streams.close()
@@ -176,9 +174,17 @@ def _misshapen(error: ValidationError) -> Refused:
     return Refused(400, "invalid_request", detail, fields=fields)
 
 
-def _asset(name: str, content_type: str) -> _Next:
-    content = files("proxy.admin").joinpath("web", name).read_bytes()
+def _assets() -> dict[str, _Next]:
+    """The dashboard by path: the page itself at `/`."""
+    found = {}
+    for file in files("proxy.admin").joinpath("web").iterdir():
+        name = file.name
+        path = "/" if name == "index.html" else f"/dashboard/{name}"
+        found[path] = _asset(file.read_bytes(), _TYPES[PurePath(name).suffix])
+    return found
 
+
+def _asset(content: bytes, content_type: str) -> _Next:
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(body=content, content_type=content_type, charset="utf-8", headers=_SECURITY)
 
