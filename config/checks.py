@@ -63,8 +63,10 @@ def sticky(section: object) -> Iterator[Problem]:
 def websocket(section: object) -> Iterator[Problem]:
     """Of `services.*.websocket`."""
     replay = _get(section, "replay")
-    wanted = replay is True or (isinstance(replay, str) and replay.lower() == "true")
-    if wanted and _get(section, "on_drain") != "migrate":
+    off = (
+        replay is None or replay is False or (isinstance(replay, str) and replay.lower() in ("false", "none"))
+    )
+    if not off and _get(section, "on_drain") != "migrate":
         yield ("replay",), "replay needs on_drain: migrate"
 
 

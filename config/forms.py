@@ -110,6 +110,16 @@ def _one_or_many(value: object) -> object:
 _NONE: dict[str, Any] = {"const": "none"}
 OR_NONE = Also(lambda value: None if value == "none" else value, lambda full: [_NONE])
 ONE_OR_MANY = Also(_one_or_many, lambda full: [full["items"], _NONE])
+
+
+def _switched(value: object) -> object:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+OR_SWITCH = Also(_switched, lambda full: [{"type": "boolean"}])
+"""For sections that `true` turns on as they are, and `false` off."""
 OR_TEXT = Also(lambda value: value, lambda full: [{"type": "string"}])
 """For models that have a validator of their own that reads the text."""
 

@@ -17,6 +17,7 @@ from config import checks
 from config.forms import (
     ONE_OR_MANY,
     OR_NONE,
+    OR_SWITCH,
     OR_TEXT,
     HashKey,
     Host,
@@ -194,18 +195,54 @@ class OnDrain(StrEnum):
     WAIT = "wait"
 
 
+class Replay(Model):
+    """What is kept of a client's messages until the instance has surely read them."""
+
+    messages: Annotated[int, Field(ge=1)] = 1000
+    """Messages kept for one client; beyond it the client is made to wait."""
+    bytes: PositiveSize = 1 << 20
+    """The same in bytes."""
+    hold: Duration = 1.0
+    """A confirmed message is kept so much longer: libraries confirm before the application has read."""
+    pace: Positive = 0.25
+    """Least time between two barriers (pings behind a message whose pong confirms it) of one client."""
+
+
+class Migrate(Model):
+    """How a WebSocket moves to another instance."""
+
+    quiet: Duration = 0.2
+    """The client is held, and the old instance is sent Close, once it has said nothing for so long."""
+    patience: Duration = 2.0
+    """The longest wait for that quiet."""
+    concurrency: Annotated[int, Field(ge=1)] = 64
+    """Moves of one service at once."""
+    timeout: Positive = 10.0
+    """How long another instance is looked for before the client gets Close 1012."""
+    frame: PositiveSize = 64 << 10
+    """Frames up to this size are passed on only whole, so that a crash cannot cut one."""
+
+
 class WebSocket(Model):
     """How tunnels live."""
 
     on_drain: OnDrain = OnDrain.CLOSE
     """`migrate`: the client keeps its connection, another instance takes over (`close` where none can);
     `close`: Close 1012 at a message boundary, spread over `drain.jitter`; `wait`: only at the deadline."""
-    replay: bool = False
-    """With `migrate`: send again what the old instance may not have consumed; it drops duplicates itself."""
+    replay: Annotated[Replay | None, OR_SWITCH] = None
+    """With `migrate`: send again what a dead instance may not have read; the application must drop
+    duplicates. `true` for the defaults."""
+    migrate: Migrate = Migrate()
+    """How a move is made."""
     ping: Duration = 0.0
-    """Send a ping into a tunnel that was silent for so long; 0: never."""
+    """Ping a side that was silent for so long; one that stays silent as long again is dead. 0: never."""
     idle: Duration = 300.0
     """A tunnel in which nothing moved for so long is closed; 0: never."""
+    max_age: Duration = 0.0
+    """A tunnel is closed (with `migrate`: moved) once it is so old, within a tenth more; 0: never."""
+    max_closes_per_second: Annotated[int, Field(ge=0)] = 0
+    """Most tunnels of the service that the proxy closes in one second, so that clients do not all return at
+    once; 0: no limit."""
 
     @model_validator(mode="after")
     def _replay_migrates(self) -> Self:
@@ -274,8 +311,6 @@ class Pool(Model):
 
     idle: Annotated[int, Field(ge=0)] = 64
     """Idle connections kept per instance."""
-    connections: Annotated[int, Field(ge=0)] = 0
-    """Most connections per instance; 0: no limit."""
 
 
 class StaticInstance(Model):

@@ -160,3 +160,89 @@ def encode_close(code: int, reason: str = "", mask: bytes = b"") -> bytes:
     """A Close frame; the reason is cut to the 123 bytes that fit, at a character's border."""
     text = reason.encode()[:123].decode(errors="ignore").encode()
     return encode_frame(Opcode.CLOSE, struct.pack("!H", code) + text, mask)
+
+
+Cut = tuple[int, bytes, bool]
+"""First byte of a frame (`PART`: a later part of a large one), its bytes, whether a message ends with it."""
+PART = -1
+
+
+class FrameCutter:
+    """Cuts one direction of a WebSocket into whole frames, so that none is ever half passed on.
+
+    Frames larger than `most` bytes would have to be stored to be kept whole: they come in parts. `masked`
+    says whether the sender must mask, as clients must and servers must not (RFC 6455 5.1).
+    """
+
+    __slots__ = ("_buffer", "_fragmented", "_left", "_masked", "_most")
+
+    def __init__(self, masked: bool, most: int) -> None:
+        self._masked = 0x80 if masked else 0
+        self._most = most
+        self._buffer = b""
+        self._left = 0
+        self._fragmented = False
+
+    @property
+    def within_frame(self) -> bool:
+        """Whether a large frame has been given out in part."""
+        return self._left > 0
+
+    def feed(self, data: bytes) -> list[Cut]:
+        """What arrived, as frames. Raises `FrameError` for what RFC 6455 forbids without extensions."""
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        cuts: list[Cut] = []
+        position, size = 0, len(data)
+        if self._left and size:
+            position = min(self._left, size)
+            self._left -= position
+            cuts.append((PART, data[:position], not self._left and not self._fragmented))
+        while size - position >= 2:
+            first, second = data[position], data[position + 1]
+            if second & 0x80 != self._masked:
+                raise FrameError("a frame is masked, or not masked, against its direction")
+            length = second & 0x7F
+            start = position + (6 if self._masked else 2)
+            if length > 125:
+                wide = 2 if length == 126 else 8
+                start += wide
+                if start > size:
+                    break
+                length = int.from_bytes(data[position + 2 : position + 2 + wide], "big")
+            self._check(first, length)
+            end = start + length
+            if end > size:
+                if end - position <= self._most or start > size:
+                    break
+                # Only a data frame is as large as this.
+                self._fragmented = not first & 0x80
+                self._left = end - size
+                cuts.append((first, data[position:], False))
+                return cuts
+            if not first & 0x08:
+                self._fragmented = not first & 0x80
+            cuts.append((first, data[position:end], not self._fragmented))
+            position = end
+        self._buffer = data[position:]
+        return cuts
+
+    def _check(self, first: int, length: int) -> None:
+        opcode = first & 0x0F
+        if first & 0x70:
+            raise FrameError("a reserved bit is set although no extension was agreed on")
+        if opcode & 0x08:
+            if opcode > Opcode.PONG or length > 125 or not first & 0x80:
+                raise FrameError("a control frame is unknown, long or fragmented")
+        elif opcode > Opcode.BINARY or (opcode == Opcode.CONTINUATION) is not self._fragmented:
+            raise FrameError("a frame begins or continues a message at the wrong place")
+
+
+def payload_of(frame: bytes) -> bytes:
+    """The unmasked payload of a whole frame."""
+    length = frame[1] & 0x7F
+    start = 2 if length < 126 else 4 if length == 126 else 10
+    if frame[1] & 0x80:
+        return apply_mask(frame[start + 4 :], frame[start : start + 4])
+    return frame[start:]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config.load import ConfigError, load, read
-from config.schema import Balance, Config, OnDrain
+from config.schema import Balance, Config, OnDrain, Replay
 
 ONE_ROUTE = "services: {shop: {instances: [10.0.0.1:80]}}\nroutes: [{service: shop}]\n"
 
@@ -61,7 +61,7 @@ def test_the_configuration_of_the_contract_is_read_whole() -> None:
     assert made.limits.header_bytes == 65536
     assert (chat.websocket.on_drain, chat.websocket.replay, chat.websocket.ping) == (
         OnDrain.MIGRATE,
-        True,
+        Replay(),
         20.0,
     )
     assert chat.retry.on == ("connect", "reset", 502, 503)
