@@ -48,6 +48,19 @@ BATCH = 256
 _WAITING = 256
 """Batches that may wait for the writer before more are dropped."""
 
+_NAMES = 4096
+"""Pairs of route and instance whose names are remembered as text."""
+
+_PLAIN = bytes(code for code in range(0x20, 0x7F) if code not in b'"\\')
+"""What stands for itself in a JSON string."""
+
+# By hand, because it takes 1.6 us where a dictionary and a general serializer take 3.6.
+_LINE = (
+    b'{"time":"%b.%03dZ","client":"%b","method":"%b","target":"%b","host":"%b",%b,"status":%d,"reason":%b,'
+    b'"bytes_in":%d,"bytes_out":%d,"duration_ms":%.3f,"response_ms":%b,"attempts":%d,"request_id":%b,'
+    b'"protocol":"%b","user_agent":%b}\n'
+)
+
 _log = logging.getLogger("holdfast.accesslog")
 
 
@@ -71,7 +84,8 @@ class AccessLog:
         """Lines handed to the writer."""
         self._wall, self._monotonic = wall, monotonic
         self._pending: list[Line] = []
-        self._second, self._second_text = -1, ""
+        self._second, self._second_text = -1, b""
+        self._known: dict[tuple[int, int], tuple[bytes, object, object]] = {}
         self._refused = 0
         self._writer = _Writer(path) if path is not None else None
 
@@ -121,39 +135,64 @@ class AccessLog:
             finished, started, head_at, client, method, target, host, route, endpoint, status, reason,
             bytes_in, bytes_out, attempts, request_id, protocol, user_agent,
         ) = line  # fmt: skip
+        said = (client.encode(), method, target, host, request_id, user_agent)
+        # Nearly every line is plain text, and then quoting it is all there is to do.
+        if b"".join(said).translate(None, _PLAIN):
+            said = _escaped(*said)
+        who, method, target, host, request_id, user_agent = said
+        millis = int((finished + offset) * 1000)
+        return _LINE % (
+            self._clock_text(millis // 1000),
+            millis % 1000,
+            who,
+            method,
+            target,
+            host,
+            self._names(route, endpoint),
+            status,
+            b'"%b"' % reason.encode() if reason else b"null",
+            bytes_in,
+            bytes_out,
+            (finished - started) * 1000,
+            b"%.3f" % ((head_at - started) * 1000) if head_at >= 0 else b"null",
+            attempts,
+            b'"%b"' % request_id if request_id else b"null",
+            protocol.encode(),
+            b'"%b"' % user_agent if user_agent else b"null",
+        )
+
+    def _names(self, route: RouteState | None, endpoint: Endpoint | None) -> bytes:
+        """Route, service, instance and version as JSON members: there are few, so they are remembered."""
         instance = endpoint.instance if endpoint is not None else None
-        return orjson.dumps(
-            {
-                "time": self._iso(finished + offset),
-                "client": client,
-                "method": method.decode("latin-1"),
-                "target": target.decode("latin-1"),
-                "host": host.decode("latin-1"),
+        key = (id(route), id(instance))
+        known = self._known.get(key)
+        if known is None:
+            members = {
                 "route": route.name if route is not None else None,
                 "service": route.service.name if route is not None else None,
                 "instance": instance.id if instance is not None else None,
-                "version": instance.version or None if instance is not None else None,
-                "status": status,
-                "reason": reason or None,
-                "bytes_in": bytes_in,
-                "bytes_out": bytes_out,
-                "duration_ms": round((finished - started) * 1000, 3),
-                "response_ms": round((head_at - started) * 1000, 3) if head_at >= 0 else None,
-                "attempts": attempts,
-                "request_id": request_id.decode("latin-1") or None,
-                "protocol": protocol,
-                "user_agent": user_agent.decode("latin-1") or None,
-            },
-            option=orjson.OPT_APPEND_NEWLINE,
-        )
+                "version": (instance.version or None) if instance is not None else None,
+            }
+            if len(self._known) >= _NAMES:
+                self._known.clear()
+            # The objects are kept along, lest another one gets their id.
+            known = self._known[key] = (orjson.dumps(members)[1:-1], route, instance)
+        return known[0]
 
-    def _iso(self, at: float) -> str:
-        millis = int(at * 1000)
-        second = millis // 1000
+    def _clock_text(self, second: int) -> bytes:
         if second != self._second:
             self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second_text}.{millis % 1000:03d}Z"
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return self._second_text
+
+
+def _escaped(
+    who: bytes, method: bytes, target: bytes, host: bytes, request_id: bytes, user_agent: bytes
+) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
+    def escape(text: bytes) -> bytes:
+        return orjson.dumps(text.decode("latin-1"))[1:-1]
+
+    return escape(who), escape(method), escape(target), escape(host), escape(request_id), escape(user_agent)
 
 
 class _Writer:
