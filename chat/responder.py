@@ -50,10 +50,16 @@ class Responder:
         self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
 
     async def close(self) -> None:
-        """Stops the workers; what is unfinished stays owed in the store, for any instance."""
+        """Stops the workers; what is unfinished stays owed in the store, for any instance and at once."""
+        claimed = self.claimed
         for task in self._workers:
             task.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        if claimed:
+            try:
+                await self._sessions.release(claimed)
+            except StoreError as error:
+                _log.warning("cannot give leases back; they will run out: %s", error)
 
     @property
     def claimed(self) -> frozenset[str]:
@@ -156,8 +162,7 @@ class Housekeeper:
     async def renew(self) -> None:
         """Keeps the leases of answers in the making."""
         if claimed := self._responder.claimed:
-            until = self._sessions.clock() + self._sessions.lease
-            await self._sessions.store.renew(self._sessions.owner, claimed, until)
+            await self._sessions.renew(claimed)
 
     async def recover(self) -> None:
         """Takes up answers that are owed and that nobody is giving: their instance has died."""

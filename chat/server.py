@@ -43,7 +43,7 @@ class ChatServer:
     """Everything one instance consists of. `start`, then `drain` or just `close`."""
 
     def __init__(self, options: Options, *, engine: Engine | None = None, clock: Clock = time.time) -> None:
-        """Raises `ValueError` for a store or a bus that does not exist."""
+        """Raises `ValueError` for a store, bus or port that cannot be, `OSError` when it cannot listen."""
         self.store = Store(options.store)
         self._bus = make_bus(options.bus, self.store)
         self._socket = _listen(options.host, options.port)
@@ -178,6 +178,8 @@ async def serve(options: Options) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{port} is not a port; it is 0 (any free one) to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -10,7 +10,7 @@ The rules of exactly once:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from chat.record import Change, Desk, Message, Origin, Session
@@ -195,6 +195,14 @@ class Sessions:
             return [unit.append(Origin.BOT, text, now, reply_to=seq)]
 
         return _change(*await self.store.change(claim.message.session, rule))
+
+    async def renew(self, sessions: Iterable[str]) -> None:
+        """Keeps the leases of answers in the making."""
+        await self.store.renew(self.owner, sessions, self.clock() + self.lease)
+
+    async def release(self, sessions: Iterable[str]) -> None:
+        """Gives leases back without an answer; others need not wait until they run out."""
+        await self.store.renew(self.owner, sessions, 0.0)
 
     def _take_over(self, unit: Unit) -> Message:
         now = self._touch(unit, Event.AGENT_JOIN)

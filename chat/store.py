@@ -333,7 +333,7 @@ class Store:
         return await self._read(read)
 
     async def renew(self, owner: str, sessions: Iterable[str], until: float) -> None:
-        """Prolongs the leases that `owner` still holds on `sessions`."""
+        """Sets the end of the leases that `owner` still holds on `sessions`."""
         held = and_(_sessions.c.id.in_(list(sessions)), _sessions.c.lease_owner == owner)
         query = update(_sessions).where(held).values(lease_until=until)
         await self._write(lambda connection: connection.execute(query))
