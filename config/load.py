@@ -19,7 +19,7 @@ from config.schema import Config
 from config.tree import ConfigError as ConfigError
 from config.tree import Node, Place
 from config.tree import Problem as Problem
-from config.variables import expand
+from config.variables import Variables
 
 
 def load(
@@ -51,11 +51,12 @@ def read(
     overrides: Mapping[str, object] | None = None,
 ) -> Config:
     """As `load`, from the content of a file; messages call it `source`. Raises `ConfigError`."""
-    root, problems = _tree(data, source, environ)
+    variables = Variables(environ)
+    root, problems = _tree(data, source, variables)
     problems += overlay_environment(root, environ)
     overlay_overrides(root, overrides or {})
     plain = root.plain()
-    finder = Finder(root)
+    finder = Finder(root, variables.hide)
     problems += finder.of_findings([*integrity(plain), *sections(plain), *workable(plain)])
     try:
         config = Config.model_validate(plain)
@@ -66,7 +67,7 @@ def read(
     return config
 
 
-def _tree(data: bytes, source: str, environ: Mapping[str, str]) -> tuple[Node, list[Problem]]:
+def _tree(data: bytes, source: str, variables: Variables) -> tuple[Node, list[Problem]]:
     """Raises `ConfigError` when there is no text or no YAML to look further into."""
 
     def place(line: int, column: int) -> Place:
@@ -78,7 +79,7 @@ def _tree(data: bytes, source: str, environ: Mapping[str, str]) -> tuple[Node, l
         before = data[: error.start]
         where = place(before.count(b"\n"), error.start - before.rfind(b"\n") - 1)
         raise ConfigError([Problem(where, "", "is not UTF-8 text")]) from None
-    root, problems = parse(text, place, lambda value: expand(value, environ))
+    root, problems = parse(text, place, variables.fill)
     if root is None and problems:
         raise ConfigError(problems)
     if root is None or root.value is None:

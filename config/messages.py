@@ -90,15 +90,14 @@ class _Spot:
 class Finder:
     """Turns findings and validation errors into problems that have a place."""
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: Node, hide: Callable[[str], str]) -> None:
         self._root = root
+        self._hide = hide
 
     def of_findings(self, findings: Iterable[Finding]) -> list[Problem]:
         """The problems that `config.checks` found."""
         spots = ((_Spot(self._root, path), message) for path, message in findings)
-        return [
-            Problem(spot.place, written(spot.path), _masked(message, spot.node)) for spot, message in spots
-        ]
+        return [self._problem(spot, message) for spot, message in spots]
 
     def of_validation(self, error: ValidationError) -> list[Problem]:
         """The problems that the schema found; what is already known of a value is not said twice."""
@@ -109,16 +108,14 @@ class Finder:
                 continue
             spot.is_key |= detail["type"] == "extra_forbidden"
             message = _message(detail["type"], detail.get("ctx", {}), detail["msg"], spot)
-            problems.append(Problem(spot.place, written(spot.path), _masked(message, spot.node)))
+            problems.append(self._problem(spot, message))
         return problems
 
-
-def _masked(message: str, node: Node) -> str:
-    """`message` with what came out of a variable shown as it was written."""
-    if node.template is None or not isinstance(node.value, str):
-        return message
-    message = message.replace(repr(node.value), repr(node.template))
-    return message.replace(node.value, node.template) if len(node.value) > 3 else message
+    def _problem(self, spot: _Spot, message: str) -> Problem:
+        """Shows what came out of a variable as it was written: it may be a secret."""
+        if spot.node.template is not None:
+            message = message.replace(repr(spot.node.value), repr(spot.node.template))
+        return Problem(spot.place, written(spot.path), self._hide(message))
 
 
 def _message(kind: str, context: Mapping[str, Any], original: str, spot: _Spot) -> str:

@@ -19,6 +19,8 @@ _REFERENCE = re.compile(
 _HIDDEN = {code: 0xE000 + code for code in range(0x20, 0x7F)}
 _SHOWN = {hidden: code for code, hidden in _HIDDEN.items()}
 _MOST_NESTED = 16
+_USED = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)")
+_SHORTEST_SECRET = 4
 
 
 def protect(text: str) -> str:
@@ -45,6 +47,28 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     value, end = _expand(text, 0, environ, depth=0)
     assert end == len(text)
     return value
+
+
+class Variables:
+    """Fills in values, and knows what it filled in, so that no message shows it."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._used: dict[str, str] = {}
+
+    def fill(self, text: str) -> str:
+        """As `expand`."""
+        for name in _USED.findall(text):
+            if name in self._environ:
+                self._used[name] = self._environ[name]
+        return expand(text, self._environ)
+
+    def hide(self, message: str) -> str:
+        """`message` with `${NAME}` for what came out of one, unless that is too short to be a secret."""
+        for name, value in sorted(self._used.items(), key=lambda item: -len(item[1])):
+            if len(value) >= _SHORTEST_SECRET:
+                message = message.replace(value, f"${{{name}}}")
+        return message
 
 
 def _expand(text: str, start: int, environ: Mapping[str, str] | None, depth: int) -> tuple[str, int]:

@@ -282,6 +282,21 @@ def test_no_message_shows_a_secret() -> None:
     assert not [line for line in lines if "s3cr3t" in line]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "services: {a: {instances: [a:1]}}\nroutes: [{service: a, match: {path_regex: '(?P=${SECRET})'}}]",
+        "services: {a: {instances: [{address: '${SECRET}:1'}, {address: '${SECRET}:1'}]}}",
+        "listen: [{address: '${SECRET}:1'}, {address: ':1'}]",
+        "services: {a: {instances: [{address: 'a:1', metadata: {version: '${SECRET}'}}]}}\n"
+        "routes: [{service: a, split: {s3cr3: 1}}]",
+        "services: {a: {}}\nroutes: [{service: a, name: '${SECRET}'}, {service: a, name: '${SECRET}'}]",
+    ],
+)
+def test_no_part_of_a_message_about_another_place_shows_a_secret(text: str) -> None:
+    assert not [line for line in wrong(text, {"SECRET": "s3cr3t"}) if "s3cr3t" in line]
+
+
 def test_a_syntax_error_does_not_show_the_line_it_is_in() -> None:
     assert "s3cr3t" not in "".join(wrong("admin: {token: s3cr3t"))
     assert "s3cr3t" not in "".join(wrong("admin: {token: *s3cr3t}"))

@@ -126,9 +126,10 @@ def test_every_missing_variable_is_told_at_its_place_and_nothing_else_about_its_
     ]
 
 
-def test_a_message_about_a_filled_in_value_shows_what_was_written() -> None:
+@pytest.mark.parametrize("value", ["soon", "x1"])
+def test_a_message_about_a_filled_in_value_shows_what_was_written(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config("shutdown: ${X}", X="soon")
+        config("shutdown: ${X}", X=value)
     assert str(caught.value) == (
         "f.yaml:1:11: shutdown: '${X}' is not a duration; write it as 250ms, 30s, 5m or 1h"
     )

@@ -156,16 +156,26 @@ async def test_a_folder_that_does_not_exist_yet_is_waited_for(tmp_path: Path) ->
         assert await watched.next() == "one"
 
 
-async def test_the_same_content_and_other_files_are_no_change(tmp_path: Path) -> None:
+async def test_the_same_content_and_other_files_are_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("one")
-    async with watching(path, look=0.1) as watched:
-        path.touch()
-        path.write_text("one")
-        (tmp_path / "other").write_text("x")
+    looks = asyncio.Semaphore(0)
+
+    def counted(path: Path) -> str | None:
+        looks.release()
+        return fingerprint(path)
+
+    monkeypatch.setattr("config.watch.fingerprint", counted)
+    async with watching(path, look=0.05) as watched:
+        for number in range(4):
+            await asyncio.wait_for(looks.acquire(), PATIENCE)
+            path.write_text("one")
+            (tmp_path / "other").write_text(str(number))
+        assert watched.is_quiet
         path.write_text("two")
         assert await watched.next() == "two"
-        assert watched.is_quiet
 
 
 async def test_what_changed_between_loading_and_watching_is_noticed(tmp_path: Path) -> None:
