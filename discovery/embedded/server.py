@@ -22,6 +22,8 @@ from discovery.embedded.watcher import EmbeddedWatcher
 
 PAUSE = 2.0
 """Seconds a timer may be late; more means that this process was stopped, and every TTL begins anew."""
+SHUTDOWN = 0.5
+"""Seconds that requests in hand have to finish when it closes; blocking queries are answered at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class RegistryServer:
             clock=clock,
         )
         self._runner = web.AppRunner(
-            self._api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0
+            self._api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN
         )
 
     @property

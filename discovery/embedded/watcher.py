@@ -38,8 +38,9 @@ class EmbeddedWatcher:
         known = {name for name in services if self._store.instances(name)}
 
         def changed(name: str) -> None:
+            at = self._clock()
             known.add(name)
-            queue.append(Update(name, self._instances(name), self._clock()))
+            queue.append(Update(name, self._instances(name), at, self.kind))
             filled.set()
 
         unsubscribe = [
@@ -49,7 +50,7 @@ class EmbeddedWatcher:
         try:
             for name in services:
                 instances = self._instances(name) if name in known else None
-                queue.append(Update(name, instances, self._clock()))
+                queue.append(Update(name, instances, self._clock(), self.kind))
             while True:
                 while queue:
                     yield queue.popleft()
