@@ -89,13 +89,14 @@ class _Part(Enum):
 class ChunkedDecoder:
     """A chunked body, strict: only CR LF ends a line, sizes are hexadecimal digits and nothing else."""
 
-    __slots__ = ("_buffer", "_extensions", "_left", "_part", "done", "rest", "trailers")
+    __slots__ = ("_buffer", "_extensions", "_left", "_part", "_trailing", "done", "rest", "trailers")
 
     def __init__(self) -> None:
         self._part = _Part.SIZE
         self._left = 0
         self._buffer = b""
         self._extensions = 0
+        self._trailing = 0
         self.done = False
         self.rest = b""
         self.trailers = b""
@@ -160,7 +161,8 @@ class ChunkedDecoder:
         # A trailer must not be taken for what frames or routes a message (RFC 9110 6.5.1).
         if kind_of(match[1]) in (Kind.OTHER, Kind.REQUEST_ID, Kind.TRACE):
             self.trailers += match[0]
-        if len(self.trailers) > _MOST_TRAILERS:
+        self._trailing += match.end() - position
+        if self._trailing > _MOST_TRAILERS:
             raise BodyError("the trailers are too large")
         return match.end()
 

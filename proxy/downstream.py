@@ -7,6 +7,12 @@ bounded because reading stops while it is full.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import re
+import socket
+import struct
+import termios
 from enum import Enum
 from typing import cast
 
@@ -22,6 +28,10 @@ _AHEAD_MOST = 64 << 10
 
 _LINGER = 2.0
 """Seconds in which a client may still be sending what nobody reads, before it is cut off."""
+
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Stage(Enum):
@@ -47,6 +57,7 @@ class Downstream(asyncio.Protocol):
         "_holds",
         "_scheme",
         "_stage",
+        "_unsent",
         "deadline",
         "due",
         "exchange",
@@ -70,6 +81,8 @@ class Downstream(asyncio.Protocol):
         """Reasons for not reading from the client at the moment."""
         self.stalled = False
         """The client does not read: its transport is full. Owner: the transport's callbacks."""
+        self._unsent = 0
+        """What `_measure` gave at the last look at a client that reads slowly."""
         self.exchange: Exchange | None = None
         self.deadline = self.due = NEVER
 
@@ -86,7 +99,8 @@ class Downstream(asyncio.Protocol):
         plane.clients.add(self)
         peername = transport.get_extra_info("peername")
         self.set_peer(peername[0] if isinstance(peername, tuple) else "")
-        if counters.connections_open > plane.most_connections or plane.draining:
+        open_now = counters.connections_open + counters.tunnels_open
+        if open_now > plane.most_connections or plane.draining:
             counters.connections_refused += 1
             reason = Reason.DRAINING if plane.draining else Reason.TOO_MANY_CONNECTIONS
             self._refuse(ProxyError(reason), retry_after=1.0)
@@ -136,16 +150,21 @@ class Downstream(asyncio.Protocol):
         self.stalled = True
         if self.exchange is not None:
             self.exchange.hold_response()
-        self.plane.wheel.set(self, self.plane.clock() + self.plane.body_timeout)
+        self._watch_reading()
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
         self.stalled = False
-        if self.exchange is not None:
+        plane, exchange = self.plane, self.exchange
+        if self._stage is Stage.BUSY and exchange is not None:
             self.deadline = NEVER
-            self.exchange.unhold_response()
+            exchange.unhold_response()
+            if not exchange.request_done:
+                self.await_body()
         elif self._stage is Stage.IDLE:
-            self.plane.wheel.set(self, self.plane.clock() + self.plane.keepalive_timeout)
+            plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
+            self._release_holds()
+            plane.loop.call_soon(self._resume)
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -153,9 +172,15 @@ class Downstream(asyncio.Protocol):
         """Answer what is in the buffer, as far as it goes without waiting."""
         plane = self.plane
         while self._buffer:
+            if self.stalled:
+                # Who does not read answers is not given more of them: they would pile up here.
+                if not self._holds:
+                    self.hold()
+                return
             if self._buffer.startswith(b"\r\n"):
                 # Empty lines before a request are to be ignored (RFC 9112 2.2).
-                self._buffer = self._buffer[2:]
+                empty = _EMPTY_LINES.match(self._buffer)
+                self._buffer = self._buffer[empty.end() if empty else 0 :]
                 continue
             try:
                 parsed = parse_request(self._buffer, plane.limits)
@@ -186,16 +211,14 @@ class Downstream(asyncio.Protocol):
     def exchange_over(self, rest: bytes, keep: bool) -> None:
         """The exchange has answered. `rest` came behind its request; `keep` says that another may follow."""
         self.exchange = None
-        if self._stage is Stage.CLOSED:
+        if self._stage is not Stage.BUSY:
             return
         if not keep:
             self._linger()
             return
         self._buffer = rest + self._buffer if rest else self._buffer
         self._stage = Stage.IDLE
-        if self._holds:
-            self._holds = 0
-            self.transport.resume_reading()
+        self._release_holds()
         plane = self.plane
         if not self.stalled:
             plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
@@ -212,7 +235,7 @@ class Downstream(asyncio.Protocol):
     def _refuse(self, error: ProxyError, retry_after: float | None = None) -> None:
         """Answer what never became an exchange, and close."""
         self.plane.log_refused(self.peer.address, error.reason)
-        self.transport.write(error_response(error, close=True, retry_after=retry_after))
+        self.transport.write(error_response(error, close=True, retry_after=retry_after, date=self.plane.date))
         self._linger()
 
     # -- flow control --------------------------------------------------------------------------------------
@@ -230,6 +253,12 @@ class Downstream(asyncio.Protocol):
             if not self._holds and not self.transport.is_closing():
                 self.transport.resume_reading()
 
+    def _release_holds(self) -> None:
+        if self._holds:
+            self._holds = 0
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
     def await_body(self) -> None:
         """The exchange needs more of the request's body: start its clock anew."""
         plane = self.plane
@@ -240,15 +269,35 @@ class Downstream(asyncio.Protocol):
     def on_deadline(self) -> None:
         """See `proxy.timers.Timed`."""
         stage = self._stage
-        if stage is Stage.HEAD:
-            self._refuse(ProxyError(Reason.HEADER_TIMEOUT))
-        elif stage is Stage.BUSY and self.exchange is not None:
-            if self.stalled:
+        if self.stalled or stage is Stage.LINGER:
+            unsent = self._measure()
+            if 0 < unsent < self._unsent:
+                self._watch_reading()  # slow, but not dead
+            else:
                 self.transport.abort()
-            elif not self.exchange.request_done and not self._holds:
+        elif stage is Stage.HEAD:
+            self._refuse(ProxyError(Reason.HEADER_TIMEOUT))
+        elif stage is Stage.IDLE:
+            self.close()
+        elif self.exchange is not None and not self.exchange.request_done:
+            if self._holds:
+                self.await_body()  # it is not the client that everybody waits for
+            else:
                 self.exchange.request_timed_out()
-        elif stage is not Stage.BUSY:
-            self.transport.abort() if stage is Stage.LINGER or self.stalled else self.close()
+
+    def _watch_reading(self) -> None:
+        """Give the client time to read some of what it has been sent."""
+        self._unsent = self._measure()
+        self.plane.wheel.set(self, self.plane.clock() + self.plane.body_timeout)
+
+    def _measure(self) -> int:
+        """Bytes that the client has not taken yet, in our buffer and in the kernel's."""
+        transport = self.transport
+        size = transport.get_write_buffer_size()
+        with contextlib.suppress(OSError):
+            descriptor = transport.get_extra_info("socket").fileno()
+            size += int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), "little")
+        return size
 
     def shut_when_idle(self) -> None:
         """The proxy is ending: close now when nothing is under way; else the next answer says close."""
@@ -266,19 +315,33 @@ class Downstream(asyncio.Protocol):
             return
         self._holds = 0
         self.transport.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.plane.wheel.set(self, self.plane.clock() + _LINGER)
-        else:
+        if not self.transport.can_write_eof():
             self.close()
+            return
+        self.transport.write_eof()
+        if self.transport.get_write_buffer_size():
+            self._watch_reading()
+        else:
+            self.plane.wheel.set(self, self.plane.clock() + _LINGER)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._leave()
+        """Flush and close; a client that does not take what is left gets as long as any other."""
+        if self.transport.get_write_buffer_size() and not self.transport.is_closing():
+            self._stage = Stage.LINGER
+            self._watch_reading()
+        else:
+            self._leave()
         self.transport.close()
 
     def abort(self) -> None:
-        """Close at once, so that a broken message cannot be taken for a whole one."""
+        """Break the connection off with a reset, so that a broken message cannot be taken for a whole one.
+
+        A unix socket knows no reset: there the client sees an end.
+        """
+        with contextlib.suppress(OSError):
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
+            )
         self.transport.abort()
 
     def hand_over(self) -> bytes:

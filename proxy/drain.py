@@ -33,6 +33,8 @@ class Drainer:
         self._plane = plane
         self._random = random or Random()
         self._timers: dict[Endpoint, set[asyncio.TimerHandle]] = {}
+        self._turns: dict[str, float] = {}
+        """When each service's last paced close is due."""
         self._configs: dict[Endpoint, Service] = {}
         plane.on_late_tunnel = self._late
 
@@ -55,30 +57,41 @@ class Drainer:
         config = self._config(endpoint)
         if cause is Cause.DEAD:
             for tunnel in self._plane.sessions.of(endpoint):
-                self._close_later(endpoint, tunnel, self._random.uniform(0.0, _DOWN_JITTER))
+                self._leave_later(endpoint, tunnel, self._random.uniform(0.0, _DOWN_JITTER), dead=True)
         else:
             self._schedule(endpoint, config.drain.timeout if deadline is None else deadline, config)
 
     def _schedule(self, endpoint: Endpoint, deadline: float, config: Service) -> None:
-        if config.websocket.on_drain is OnDrain.CLOSE:
+        if config.websocket.on_drain is not OnDrain.WAIT:
             spread = min(config.drain.jitter, deadline)
             for tunnel in self._plane.sessions.of(endpoint):
-                self._close_later(endpoint, tunnel, self._random.uniform(0.0, spread))
+                self._leave_later(endpoint, tunnel, self._random.uniform(0.0, spread))
         self._later(endpoint, deadline, lambda: self._deadline(endpoint))
 
     def _late(self, tunnel: Tunnel) -> None:
         """A tunnel whose handshake was under way when its endpoint began to leave."""
         endpoint = tunnel.endpoint
         config = self._config(endpoint)
-        if config.websocket.on_drain is OnDrain.CLOSE or endpoint not in self._timers:
-            self._close_later(endpoint, tunnel, self._random.uniform(0.0, config.drain.jitter))
+        if config.websocket.on_drain is not OnDrain.WAIT or endpoint not in self._timers:
+            self._leave_later(endpoint, tunnel, self._random.uniform(0.0, config.drain.jitter))
 
-    def _close_later(self, endpoint: Endpoint, tunnel: Tunnel, seconds: float) -> None:
-        def close() -> None:
-            if endpoint.state is not State.READY:  # an undrain may have come in between
-                tunnel.close(CloseCode.SERVICE_RESTART, _LEAVING)
+    def _leave_later(self, endpoint: Endpoint, tunnel: Tunnel, seconds: float, *, dead: bool = False) -> None:
+        def leave() -> None:
+            # An undrain may have come in between, or the tunnel may have moved on by itself.
+            if endpoint.state is not State.READY and tunnel.endpoint is endpoint:
+                tunnel.leave(dead=dead)
 
-        self._later(endpoint, seconds, close)
+        self._later(endpoint, self._pace(endpoint, seconds), leave)
+
+    def _pace(self, endpoint: Endpoint, seconds: float) -> float:
+        """Not before the service's next free turn, when its closes per second are limited."""
+        most = self._config(endpoint).websocket.max_closes_per_second
+        if not most:
+            return seconds
+        now = self._plane.clock()
+        name = endpoint.instance.service
+        turn = self._turns[name] = max(self._turns.get(name, 0.0) + 1.0 / most, now + seconds)
+        return turn - now
 
     def _deadline(self, endpoint: Endpoint) -> None:
         if endpoint.state in (State.READY, State.STARTING):

@@ -82,17 +82,28 @@ _PHRASES = {
 
 
 def error_response(
-    error: ProxyError, *, close: bool, head_only: bool = False, retry_after: float | None = None
+    error: ProxyError,
+    *,
+    close: bool,
+    head_only: bool = False,
+    retry_after: float | None = None,
+    date: bytes = b"",
 ) -> bytes:
-    """The proxy's own answer, as bytes for the wire. `retry_after` is in seconds; sent rounded up."""
+    """The proxy's own answer, as bytes for the wire.
+
+    `retry_after` is in seconds; sent rounded up. `date` is an IMF-fixdate (RFC 9110 6.6.1).
+    """
     reason = error.reason
     body = json.dumps({"error": reason.code, "detail": error.detail}).encode() + b"\n"
     lines = [
         b"HTTP/1.1 %d %b" % (reason.status, _PHRASES[reason.status]),
         b"Server: holdfast",
+        b"Date: " + date,
         b"Content-Type: application/json",
         b"Content-Length: %d" % len(body),
     ]
+    if reason is Reason.METHOD_NOT_ALLOWED:  # RFC 9110 15.5.6
+        lines.append(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE")
     if retry_after is not None:
         lines.append(b"Retry-After: %d" % max(1, -int(-retry_after // 1)))
     if close:

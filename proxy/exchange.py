@@ -11,18 +11,20 @@ import asyncio
 from enum import Enum
 from typing import Protocol
 
+from config.schema import OnDrain
 from proxy.body import BodyError, Decoder, encode_chunk, encode_last_chunk, make_decoder
 from proxy.choose import choose
 from proxy.endpoint import Endpoint, Lease, State
 from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
-from proxy.headers import Peer, forward_request, forward_response
+from proxy.headers import Peer, forward_request, forward_response, without_extensions
 from proxy.metrics import record
+from proxy.moving import MovingTunnel
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.retry import Failure, may_retry
 from proxy.table import RouteState
 from proxy.timers import NEVER
-from proxy.tunnel import Origin, Tunnel
+from proxy.tunnel import Origin, PlainTunnel
 from proxy.upstream import Upstream, close_idle, connect, take_idle
 
 _REPLAY_MOST = 64 << 10
@@ -217,6 +219,9 @@ class Exchange:
         self._phase = Phase.WAITING
         self._upstream = upstream
         upstream.exchange = self
+        upstream.deadline = NEVER  # its idle time is over
+        if self._moves:
+            without_extensions(self._head)
         request = forward_request(self._head, self.downstream.peer, self._request_id, self._trace)
         upstream.transport.write(request + self._pending if self._pending else request)
         self._pending = b""
@@ -327,7 +332,14 @@ class Exchange:
         body = response.body
         framed = body in (CHUNKED, UNTIL_CLOSE)
         self._chunked_out = framed and head.minor == 1
-        keep = self._keep = head.keep_alive and not plane.draining and (self._chunked_out or not framed)
+        whole = body == NO_BODY or len(rest) == body
+        keep = self._keep = (
+            head.keep_alive
+            and not plane.draining
+            and (self._chunked_out or not framed)
+            # An answer that is over before its request leaves bytes nobody reads.
+            and (self.request_done or not whole)
+        )
         cookie = self._cookie
         message = forward_response(
             response,
@@ -337,7 +349,7 @@ class Exchange:
             date=plane.date,
             extra=b"Set-Cookie: %b\r\n" % cookie if cookie else b"",
         )
-        if body == NO_BODY or len(rest) == body:
+        if whole:
             # The whole answer is here, as it mostly is: no decoder, one write.
             self._bytes_out = len(rest) if body else 0
             self.downstream.transport.write(message + rest if body else message)
@@ -390,7 +402,8 @@ class Exchange:
         """101: both connections become a tunnel."""
         head, upstream, lease = self._head, self._upstream, self._lease
         assert upstream is not None and lease is not None and self._route is not None
-        if not head.upgrade or response.upgrade not in head.upgrade.split(b","):
+        asked = head.upgrade.split(b", ") if head.upgrade and self.request_done else ()
+        if response.upgrade not in asked:
             self._end_upstream()
             self._fail(
                 ProxyError(Reason.UPSTREAM_INVALID, "the instance switched protocols unasked"), failed=True
@@ -406,20 +419,39 @@ class Exchange:
         )
         ahead = client.hand_over()
         self._head_at = self._plane.clock()
-        tunnel = Tunnel(
-            self._plane, self._route, lease, self._origin(), websocket=response.upgrade == b"websocket"
-        )
+        plane, route, origin = self._plane, self._route, self._origin()
+        tunnel: MovingTunnel | PlainTunnel
+        if self._moves:
+            handshake = forward_request(head, client.peer, self._request_id, self._trace)
+            secure = client.peer.scheme == "https"
+            tunnel = MovingTunnel(plane, route, lease, origin, handshake, response, secure=secure)
+        else:
+            tunnel = PlainTunnel(plane, route, lease, origin, websocket=response.upgrade == b"websocket")
         tunnel.open(client.transport, upstream, self._rest + ahead, rest)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether this asks for a WebSocket that is to outlive its instance."""
+        route = self._route
+        return (
+            self._head.upgrade == b"websocket"
+            and route is not None
+            and route.service.config.websocket.on_drain is OnDrain.MIGRATE
+        )
 
     # -- flow control --------------------------------------------------------------------------------------
 
     def hold_request(self) -> None:
-        """The instance reads slowly: stop reading from the client."""
+        """The instance reads slowly: stop reading from the client, and do not wait for ever."""
         self.downstream.hold()
+        if self._phase is Phase.WAITING and self._upstream is not None:
+            self._await_answer(self._upstream)
 
     def unhold_request(self) -> None:
         """The instance has caught up."""
         self.downstream.unhold()
+        if self._phase is Phase.WAITING and self._upstream is not None and not self.request_done:
+            self._upstream.deadline = NEVER
 
     def hold_response(self) -> None:
         """The client reads slowly: stop reading from the instance."""
@@ -552,10 +584,15 @@ class Exchange:
         reason = error.reason
         if reason.status == 503 and retry_after is None:
             retry_after = 1.0
-        keep = self._head.keep_alive and self.request_done and not self._plane.draining
+        head, plane = self._head, self._plane
+        keep = head.keep_alive and head.minor == 1 and self.request_done and not plane.draining
         self.downstream.transport.write(
             error_response(
-                error, close=not keep, head_only=self._head.method == b"HEAD", retry_after=retry_after
+                error,
+                close=not keep,
+                head_only=head.method == b"HEAD",
+                retry_after=retry_after,
+                date=plane.date,
             )
         )
         self._leave(failed=failed)

@@ -56,6 +56,11 @@ class FrameFollower:
         """Whether a frame of our own could be put here without breaking a frame or a message."""
         return not (self._left or self._carry or self._fragmented)
 
+    @property
+    def between_frames(self) -> bool:
+        """Whether a control frame could be put here: they may come within a message, not within a frame."""
+        return not (self._left or self._carry)
+
     def feed(self, data: bytes) -> None:
         """Follow what passes. Raises `FrameError`."""
         left = self._left

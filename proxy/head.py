@@ -59,8 +59,11 @@ class _Kinds(dict[bytes, Kind]):
     def __missing__(self, name: bytes) -> Kind:
         lowered = name.lower()
         kind = _KNOWN.get(lowered, Kind.OTHER)
-        if kind is Kind.OTHER and lowered.startswith(b"x-forwarded-"):
-            kind = Kind.FORWARDED
+        if kind is Kind.OTHER:
+            # Many applications read X_Real_IP as X-Real-IP: a client must not get round us by that.
+            dashed = lowered.replace(b"_", b"-")
+            if dashed.startswith(b"x-forwarded-") or _KNOWN.get(dashed) is Kind.FORWARDED:
+                kind = Kind.FORWARDED
         if len(self) < 4096:  # names are the client's choice: the memory for them is not
             self[name] = kind
         return kind
@@ -81,6 +84,7 @@ _KNOWN: dict[bytes, Kind] = {
     b"expect": Kind.EXPECT,
     b"forwarded": Kind.FORWARDED,
     b"x-real-ip": Kind.FORWARDED,
+    b"holdfast-resume": Kind.FORWARDED,
     b"x-request-id": Kind.REQUEST_ID,
     b"traceparent": Kind.TRACE,
     b"date": Kind.DATE,
@@ -161,7 +165,10 @@ class RequestHead:
     """`NO_BODY`, `CHUNKED`, or the length."""
     keep_alive: bool
     upgrade: bytes
-    """Lower-case protocol asked for by Connection: Upgrade; empty when none."""
+    """Lower-case protocols asked for by Connection: Upgrade, joined by a comma and a space; empty when none.
+
+    Never h2c: HTTP/2 inside a tunnel would pass every route by, and RFC 9113 3.1 has given it up.
+    """
     expects_continue: bool
     te_trailers: bool
     request_id: bytes
@@ -271,6 +278,9 @@ def _check_incomplete(buffer: bytes, limits: Limits) -> None:
         raise _request_line_error(buffer, limits)
     if len(buffer) > limits.head:
         raise ProxyError(Reason.HEAD_TOO_LARGE, f"the head is larger than {limits.head} bytes")
+    if buffer.count(b"\n") > limits.count + 1:
+        # Now rather than at the end: each line that comes alone has the whole head looked at again.
+        raise ProxyError(Reason.HEAD_TOO_LARGE, f"more than {limits.count} header fields")
     if line < 0 and not re.match(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z\r]", buffer):
         raise _bad("this is not HTTP")
 
@@ -345,7 +355,8 @@ def _classify_request(head: RequestHead) -> None:
         listed = _options(options, head.fields, dropped)
         head.keep_alive = b"close" not in listed and (head.minor == 1 or b"keep-alive" in listed)
         if upgrade and b"upgrade" in listed and head.minor == 1:
-            head.upgrade = upgrade.strip(b" \t").lower()
+            protocols = [protocol.strip(b" \t").lower() for protocol in upgrade.split(b",")]
+            head.upgrade = b", ".join([p for p in protocols if p and p != b"h2c"])
     head.body = _request_framing(head, length, coding)
     _read_host(head, host)
 
@@ -406,8 +417,11 @@ def _read_target(head: RequestHead, target: bytes) -> None:
         _read_host(head, absolute[1])
         if not head.host:
             raise _bad("the request target names no host")
-        target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
         _replace_host(head, absolute[1])
+        if not absolute[2] and head.method == b"OPTIONS":  # RFC 9112 3.2.4
+            head.target, head.path, head.query = b"*", b"*", b""
+            return
+        target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
     head.target = target
     path, _, head.query = target.partition(b"?")
     head.path = normal_path(path) if (b"%" in path or b"//" in path or b"/." in path) else path
@@ -415,6 +429,8 @@ def _read_target(head: RequestHead, target: bytes) -> None:
 
 def _replace_host(head: RequestHead, authority: bytes) -> None:
     """The authority of an absolute-form target replaces the Host field (RFC 9112 3.2.2)."""
+    if head.get(b"host") is None:
+        head.fields.append((b"Host", authority))
     head.fields = [(n, authority if _KINDS[n] is Kind.HOST else v) for n, v in head.fields]
     head.block = b"".join([b"%b: %b\r\n" % field for field in head.fields])
 

@@ -64,7 +64,7 @@ class Peer:
 def forward_request(head: RequestHead, peer: Peer, request_id: bytes, trace: bytes) -> bytes:
     """The request head for an instance. `trace` is a new traceparent, empty when the client sent one."""
     if peer.trusted and head.forwarded:
-        block, added = _kept(head.fields, head.block, head.dropped), _forwarded_on(head, peer)
+        block, added = _forwarded_on(head, peer)
     else:
         dropped = head.dropped + head.forwarded if head.forwarded else head.dropped
         block, added = _kept(head.fields, head.block, dropped), peer.added
@@ -72,7 +72,7 @@ def forward_request(head: RequestHead, peer: Peer, request_id: bytes, trace: byt
             added += b"X-Forwarded-Host: %b\r\n" % head.authority
     if trace:
         added += b"traceparent: %b\r\n" % trace
-    if not head.authority:
+    if not head.authority and head.get(b"host") is None:
         added += b"Host: \r\n"
     if head.body == CHUNKED:
         added += b"Transfer-Encoding: chunked\r\n"
@@ -89,17 +89,28 @@ def forward_request(head: RequestHead, peer: Peer, request_id: bytes, trace: byt
     )
 
 
-def _forwarded_on(head: RequestHead, peer: Peer) -> bytes:
-    """What a trusted peer said of the client, with the peer itself added to the chain."""
+def without_extensions(head: RequestHead) -> None:
+    """Offer the instance no WebSocket extensions: their state would be lost when the instance is replaced."""
+    for index, (name, _) in enumerate(head.fields):
+        if name.lower() == b"sec-websocket-extensions" and index not in head.dropped:
+            head.dropped.append(index)
+
+
+def _forwarded_on(head: RequestHead, peer: Peer) -> tuple[bytes, bytes]:
+    """What a trusted peer said of the client, with the peer itself added to the chain: field lines to keep,
+    and to add.
+
+    The chain becomes one field: many applications look at the first or the last of several only.
+    """
     names = {head.fields[index][0].lower() for index in head.forwarded}
-    added = b""
-    if peer.key:
-        added = b"X-Forwarded-For: %b\r\n" % peer.key
+    chain = b", ".join([*filter(None, head.get_all(b"x-forwarded-for")), peer.key])
+    links = [index for index in head.forwarded if head.fields[index][0].lower() == b"x-forwarded-for"]
+    added = b"X-Forwarded-For: %b\r\n" % chain
     if b"x-forwarded-proto" not in names:
         added += b"X-Forwarded-Proto: %b\r\n" % peer.scheme.encode()
     if b"x-forwarded-host" not in names and head.authority:
         added += b"X-Forwarded-Host: %b\r\n" % head.authority
-    return added
+    return _kept(head.fields, head.block, head.dropped + links), added
 
 
 def forward_response(

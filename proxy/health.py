@@ -84,7 +84,7 @@ async def probe(instance: Instance, path: str, timeout: float) -> str | None:
                 writer.transport.abort()
     except TimeoutError:
         return f"no answer within {timeout:g} s"
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         return f"{type(error).__name__}: {error}"
 
 

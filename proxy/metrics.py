@@ -22,6 +22,9 @@ EVICTION_BOUNDS: tuple[float, ...] = (
 )  # fmt: skip
 """The same for eviction delays: the promise is 0.01 at p99."""
 
+PAUSE_BOUNDS: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""The same for the pauses of WebSockets that move."""
+
 LAG_BOUNDS: tuple[float, ...] = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """The same for the lateness of the event loop."""
 
@@ -112,6 +115,8 @@ class Counters:
         "connections_refused",
         "evictions",
         "loop_lag",
+        "move_pauses",
+        "moves_failed",
         "requests_total",
         "retries",
         "tunnel_closes",
@@ -138,6 +143,10 @@ class Counters:
         """By close code (RFC 6455 section 7.4; 1006: without a Close frame) and the side that closed."""
         self.evictions: dict[tuple[str, str], Histogram] = {}
         """By registry and cause."""
+        self.move_pauses = Histogram(PAUSE_BOUNDS)
+        """Seconds that clients' messages waited while their WebSocket moved to another instance."""
+        self.moves_failed = 0
+        """Moves that found no instance and ended in a Close."""
         self.loop_lag = Histogram(LAG_BOUNDS)
         """Lateness of a periodic timer, in seconds."""
 
@@ -149,6 +158,10 @@ class Counters:
         """Count the end of a tunnel: its close code, and `client`, `upstream` or `proxy` for who closed."""
         self.tunnels_open -= 1
         self.tunnel_closes[code, side] = self.tunnel_closes.get((code, side), 0) + 1
+
+    def moved(self, pause: float) -> None:
+        """Count a WebSocket that has moved, and the seconds that its client had to wait."""
+        self.move_pauses.observe(pause)
 
     def observe_eviction(self, registry: str, kind: str, seconds: float) -> None:
         """Record the time from a registry event's arrival to the swap after which nothing starts there.

@@ -19,6 +19,7 @@ from proxy.errors import Reason
 from proxy.head import Limits
 from proxy.headers import Networks
 from proxy.metrics import Counters
+from proxy.moves import Moves
 from proxy.session import Sessions, Tunnel
 from proxy.table import Table
 from proxy.timers import Wheel
@@ -53,6 +54,7 @@ class Plane:
         self.random = rand or random.Random()
         self.counters = Counters()
         self.sessions = Sessions()
+        self.moves = Moves(clock)
         self.wheel = Wheel(clock)
         self.clients: set[Client] = set()
         """Client connections that speak HTTP. Owner: downstream."""

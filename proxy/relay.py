@@ -17,6 +17,7 @@ the payload `holdfast-resume:TOKEN`, is the token that the next instance gets.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ from proxy.frames import (
     encode_frame,
     payload_of,
 )
-from proxy.timers import NEVER
 
+NEVER = math.inf
 CHECKPOINT = b"holdfast-resume:"
 """Begins the payload of a Ping by which an instance says where a next one would have to go on."""
+PING = b"holdfast-ping"
+"""Payload of the pings that ask whether a side is alive; their pongs go no further."""
 _BARRIER = b"holdfast-barrier:"
 _GOODBYE = 3.0
 """Seconds in which a Close that we said must be answered."""
@@ -191,6 +194,8 @@ class Relay:
         phase = self.phase
         if opcode == Opcode.CLOSE:
             self._client_close(frame, now)
+        elif opcode == Opcode.PONG and payload_of(frame) == PING:
+            pass
         elif phase in _HELD:
             if opcode == Opcode.PING:
                 self._pong(payload_of(frame))
@@ -334,6 +339,8 @@ class Relay:
             number = payload[len(_BARRIER) :]
             if number.isdigit():
                 self._confirmed(int(number), now)
+        elif opcode == Opcode.PONG and payload == PING:
+            pass
         elif opcode == Opcode.PING and payload.startswith(CHECKPOINT):
             self.token = payload[len(CHECKPOINT) :]
             if self.phase in (Phase.RELAYING, Phase.SETTLING, Phase.QUIETING):
@@ -438,6 +445,15 @@ class Relay:
     def _pong(self, payload: bytes) -> None:
         if not self._server.within_frame:
             self._port.to_client(encode_frame(Opcode.PONG, payload))
+
+    def ping(self, side: int) -> None:
+        """Ask the client (0) or the instance (1) whether it is alive."""
+        if self.phase is not Phase.RELAYING:
+            return
+        if side and not self._client.within_frame:
+            self._port.to_server(encode_frame(Opcode.PING, PING, self._mask()))
+        elif not side and not self._server.within_frame:
+            self._port.to_client(encode_frame(Opcode.PING, PING))
 
     # -- ending --------------------------------------------------------------------------------------------
 

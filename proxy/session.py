@@ -16,6 +16,9 @@ class Tunnel(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Say goodbye at the next message boundary, then end."""
 
+    def leave(self, *, dead: bool) -> None:
+        """Its instance is leaving, or is dead: move on if this tunnel can, else close with 1012."""
+
     def abort(self) -> None:
         """Cut both connections now."""
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 
+from config.schema import WebSocket
 from proxy.endpoint import Lease, State
-from proxy.frames import CloseCode, FrameError, FrameFollower, encode_close
+from proxy.frames import CloseCode, FrameError, FrameFollower, Opcode, encode_close, encode_frame
 from proxy.metrics import record
 from proxy.plane import Plane
+from proxy.relay import PING
 from proxy.table import RouteState
 from proxy.timers import NEVER
 from proxy.upstream import Upstream
 
+_ORDINARY = (1000, CloseCode.GOING_AWAY, CloseCode.NO_STATUS)
 _GOODBYE = 3.0
 """Seconds in which a Close must be answered and the connections closed, before they are cut."""
 
@@ -65,7 +69,9 @@ class Leg(asyncio.Protocol):
 
     other: Leg
 
-    def __init__(self, tunnel: Tunnel, transport: asyncio.Transport, follower: FrameFollower | None) -> None:
+    def __init__(
+        self, tunnel: PlainTunnel, transport: asyncio.Transport, follower: FrameFollower | None
+    ) -> None:
         self._tunnel = tunnel
         self.transport = transport
         self._follower = follower
@@ -75,7 +81,6 @@ class Leg(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        self._tunnel.active = True
         self._bytes += len(data)
         if self._mode is not Mode.RELAY:
             self._data_while_closing(data)
@@ -152,153 +157,181 @@ class Leg(asyncio.Protocol):
         return self._follower.messages if self._follower is not None else 0
 
     @property
+    def between_frames(self) -> bool:
+        """Whether what came from this side ends with a frame; unknown, hence false, for what is none."""
+        return self._follower is not None and self._follower.between_frames
+
+    @property
     def close_code(self) -> int:
         """Of the Close frame that this side has sent; 0 for none."""
         return self._follower.close_code if self._follower is not None else 0
 
 
-class Tunnel:
-    """One client's tunnel to one instance. `websocket`: its frames are followed."""
+class Tunnel(ABC):
+    """One client's tunnel: its books, and the rules of its life. `websocket`: its frames are known."""
 
     __slots__ = (
-        "_client",
-        "_ending",
-        "_farewell",
+        "_booked",
+        "_expires",
+        "_heard",
         "_lease",
-        "_origin",
-        "_plane",
-        "_route",
-        "_server",
-        "active",
+        "_looked",
+        "_moved_at",
+        "_pinged",
+        "_progress",
         "deadline",
         "due",
         "endpoint",
+        "origin",
+        "plane",
+        "route",
         "websocket",
     )
-
-    _client: Leg
-    _server: Leg
 
     def __init__(
         self, plane: Plane, route: RouteState, lease: Lease, origin: Origin, *, websocket: bool
     ) -> None:
         assert lease.endpoint is not None
-        self._plane = plane
-        self._route = route
-        self._lease = lease
-        self._origin = origin
-        self._ending = Ending.OPEN
-        self._farewell = b""
+        self.plane = plane
+        self.route = route
+        self.origin = origin
         self.endpoint = lease.endpoint
         self.websocket = websocket
-        self.active = True
-        """Whether anything moved since the last look. Owner: the legs; the idle check clears it."""
+        self._lease = lease
+        self._booked = (0, 0, 0, 0)
+        """Bytes and messages that some endpoint has been credited with."""
+        self._looked = NEVER
+        """When the rules of its life are to be looked at next."""
+        self._moved_at = origin.opened
+        self._progress = 0
+        """What `moved` said at the last look, and when it last said something new."""
+        self._heard = [0, 0]
+        self._pinged = [False, False]
+        """Bytes from the client and the instance at the last look, and whether they were pinged since."""
+        age = self._rules.max_age
+        self._expires = origin.opened + age * plane.random.uniform(1.0, 1.1) if age else NEVER
         self.deadline = self.due = NEVER
 
-    def open(
-        self, client: asyncio.Transport, upstream: Upstream, from_client: bytes, from_server: bytes
-    ) -> None:
-        """Take both transports over; the bytes are those that came behind the two heads."""
-        plane = self._plane
-        upstream.forget()
-        follow = self.websocket
-        self._client = Leg(self, client, FrameFollower() if follow else None)
-        self._server = Leg(self, upstream.transport, FrameFollower() if follow else None)
-        self._client.other, self._server.other = self._server, self._client
-        client.set_protocol(self._client)
-        upstream.transport.set_protocol(self._server)
+    @property
+    def _rules(self) -> WebSocket:
+        return self.route.service.config.websocket
+
+    # -- what kinds of tunnels do each in their way --------------------------------------------------------
+
+    @abstractmethod
+    def close(self, code: int, reason: str) -> None:
+        """Say Close to the client at the next message boundary, then end. What is no WebSocket is cut."""
+
+    @abstractmethod
+    def leave(self, *, dead: bool) -> None:
+        """Its instance is leaving, or is dead: move on if this tunnel can, else close with 1012."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Cut both connections now."""
+
+    @abstractmethod
+    def ping(self, side: int) -> None:
+        """Send a ping to the client (0) or the instance (1), if nothing is half said to it."""
+
+    @abstractmethod
+    def silent(self, side: int) -> None:
+        """The client (0) or the instance (1) has not answered a ping: it is dead."""
+
+    @property
+    @abstractmethod
+    def bytes(self) -> tuple[int, int]:
+        """Bytes from the client, and from instances, in all."""
+
+    @property
+    @abstractmethod
+    def messages(self) -> tuple[int, int]:
+        """Messages from the client, and from instances, in all; zeros for what is no WebSocket."""
+
+    @property
+    @abstractmethod
+    def state(self) -> str:
+        """For people."""
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        """Both sides are connected: enter the books."""
+        plane = self.plane
         plane.sessions.add(self)
         plane.counters.tunnels_open += 1
         plane.counters.tunnels_total += 1
-        for leg, data in ((self._client, from_client), (self._server, from_server)):
-            if data:
-                leg.data_received(data)
-            if not leg.transport.is_closing():
-                leg.transport.resume_reading()
-        self._watch()
+        self.look(plane.clock())
         if self.endpoint.state is not State.READY:
             plane.on_late_tunnel(self)
 
-    # -- ending --------------------------------------------------------------------------------------------
-
-    def close(self, code: int, reason: str) -> None:
-        """Say Close to the client at the next message boundary, then end. What is no WebSocket is cut."""
-        if self._ending is not Ending.OPEN:
+    def look(self, now: float) -> None:
+        """Apply the rules of its life (age, idleness, pings), and say when to look again."""
+        rules = self._rules
+        if now >= self._expires:
+            self._expires = now + rules.max_age
+            self.leave(dead=False)
+        progress = sum(self.messages) if self.websocket else sum(self.bytes)
+        if progress != self._progress:
+            self._progress, self._moved_at = progress, now
+        if rules.idle and now - self._moved_at >= rules.idle:
+            self.close(CloseCode.GOING_AWAY, "idle")
             return
-        if not self.websocket or self._server.lost or self._client.lost:
-            self.abort()
-            return
-        self._ending = Ending.CLOSING
-        self._farewell = encode_close(code, reason)
-        self._plane.wheel.set(self, self._plane.clock() + _GOODBYE)
-        if self._server.close_code:
-            return  # the instance has said Close itself; the client is answering it
-        self.say_close()
+        if rules.ping and self.websocket:
+            self._ping_silent()
+        steps = [rules.ping or NEVER, max(1.0, rules.idle / 4) if rules.idle else NEVER]
+        self._looked = min(now + min(steps), self._expires)
+        self.rearm()
 
-    def say_close(self) -> None:
-        """Write the Close to the client if nothing is half said; else the server's leg asks again."""
-        if self._server.close_other(self._farewell):
-            # A message that is never finished must not hold the end up for ever.
-            self._plane.wheel.set(self, self._plane.clock() + _GOODBYE)
+    def _ping_silent(self) -> None:
+        for side, heard in enumerate(self.bytes):
+            if heard != self._heard[side]:
+                self._heard[side] = heard
+                self._pinged[side] = False
+            elif self._pinged[side]:
+                self._pinged[side] = False
+                self.silent(side)
+            else:
+                self._pinged[side] = True
+                self.ping(side)
 
-    def abort(self) -> None:
-        """Cut both connections now."""
-        self._client.transport.abort()
-        self._server.transport.abort()
-
-    def leg_lost(self, leg: Leg) -> None:
-        """One connection is gone: flush and close the other; when both are, settle the books."""
-        if self._ending is Ending.CLOSED:
-            return
-        other = leg.other
-        if not other.lost:
-            if other is self._server and not self._client.close_code and self.websocket:
-                # The client went without a Close, and the instance need not wait for one.
-                self._tell_server()
-            other.transport.close()
-            return
-        self._settle()
-
-    def _tell_server(self) -> None:
-        server, client = self._server.transport, self._client
-        follower = client._follower
-        if follower is not None and follower.boundary and not server.is_closing():
-            server.write(encode_close(CloseCode.GOING_AWAY, "", os.urandom(4)))
+    def rearm(self) -> None:
+        """Have `on_deadline` called when the next thing is due."""
+        self.plane.wheel.set(self, self._looked)
 
     def on_deadline(self) -> None:
-        """See `proxy.timers.Timed`: idle for too long, or a Close that nobody answered."""
-        if self._ending is Ending.CLOSING:
-            self.abort()
-        elif self._ending is Ending.OPEN:
-            if self.active:
-                self._watch()
-            else:
-                self.close(CloseCode.GOING_AWAY, "idle")
+        """See `proxy.timers.Timed`."""
+        self.look(self.plane.clock())
 
-    def _watch(self) -> None:
-        """Look again after the idle time whether anything has moved."""
-        self.active = False
-        idle = self._route.service.config.websocket.idle
-        if idle:
-            self._plane.wheel.set(self, self._plane.clock() + idle)
+    def move_books(self, lease: Lease) -> None:
+        """Go on at another endpoint."""
+        assert lease.endpoint is not None
+        self._leave_books()
+        self._lease, self.endpoint = lease, lease.endpoint
+        self.plane.sessions.add(self)
 
-    def _settle(self) -> None:
-        self._ending = Ending.CLOSED
-        plane, client, server, origin = self._plane, self._client, self._server, self._origin
+    def _leave_books(self) -> None:
+        """The present endpoint has nothing to do with this tunnel any more."""
+        self.plane.sessions.remove(self)
+        self._lease.exit(self.plane.clock(), failed=False)
+        endpoint, so_far = self.endpoint, (*self.bytes, *self.messages)
+        fresh = [total - before for total, before in zip(so_far, self._booked, strict=True)]
+        endpoint.bytes_in += fresh[0]
+        endpoint.bytes_out += fresh[1]
+        endpoint.messages_in += fresh[2]
+        endpoint.messages_out += fresh[3]
+        self._booked = so_far
+
+    def settle(self, code: int, side: str) -> None:
+        """It is over: close the books. `code` is that of the Close, `side` who closed."""
+        plane, origin, endpoint = self.plane, self.origin, self.endpoint
         plane.wheel.cancel(self)
-        plane.sessions.remove(self)
+        self._leave_books()
         plane.left()
         now = plane.clock()
-        self._lease.exit(now, failed=False)
-        endpoint = self.endpoint
-        endpoint.bytes_in += client.transferred
-        endpoint.bytes_out += server.transferred
-        endpoint.messages_in += client.messages
-        endpoint.messages_out += server.messages
-        code, side = self._how_it_ended()
+        bytes_in, bytes_out = self.bytes
         plane.counters.tunnel_closed(code, side)
-        seconds = now - origin.started
-        record(self._route, endpoint, 101, "", seconds, client.transferred, server.transferred)
+        record(self.route, endpoint, 101, "", now - origin.started, bytes_in, bytes_out)
         if plane.log.enabled:
             plane.log.append(
                 (
@@ -309,18 +342,145 @@ class Tunnel:
                     origin.method,
                     origin.target,
                     origin.authority,
-                    self._route,
+                    self.route,
                     endpoint,
                     101,
-                    "" if code in (1000, CloseCode.GOING_AWAY) else f"closed_{code}_by_{side}",
-                    client.transferred,
-                    server.transferred,
+                    "" if code in _ORDINARY else f"closed_{code}_by_{side}",
+                    bytes_in,
+                    bytes_out,
                     origin.attempts,
                     origin.request_id,
                     "websocket" if self.websocket else "tunnel",
                     origin.agent,
                 )
             )
+
+    def describe(self) -> dict[str, object]:
+        """Who is connected, since when (seconds), and what has passed so far."""
+        origin = self.origin
+        (bytes_in, bytes_out), (messages_in, messages_out) = self.bytes, self.messages
+        return {
+            "client": origin.client,
+            "target": origin.target.decode("latin-1"),
+            "route": self.route.name,
+            "service": self.endpoint.instance.service,
+            "instance": self.endpoint.instance.id,
+            "protocol": "websocket" if self.websocket else "tunnel",
+            "seconds": round(self.plane.clock() - origin.started, 3),
+            "messages_in": messages_in,
+            "messages_out": messages_out,
+            "bytes_in": bytes_in,
+            "bytes_out": bytes_out,
+            "state": self.state,
+        }
+
+
+class PlainTunnel(Tunnel):
+    """Two legs that copy bytes; it ends with its instance."""
+
+    __slots__ = ("_client", "_ending", "_farewell", "_server")
+
+    _client: Leg
+    _server: Leg
+
+    def __init__(
+        self, plane: Plane, route: RouteState, lease: Lease, origin: Origin, *, websocket: bool
+    ) -> None:
+        super().__init__(plane, route, lease, origin, websocket=websocket)
+        self._ending = Ending.OPEN
+        self._farewell = b""
+
+    def open(
+        self, client: asyncio.Transport, upstream: Upstream, from_client: bytes, from_server: bytes
+    ) -> None:
+        """Take both transports over; the bytes are those that came behind the two heads."""
+        upstream.forget()
+        follow = self.websocket
+        self._client = Leg(self, client, FrameFollower() if follow else None)
+        self._server = Leg(self, upstream.transport, FrameFollower() if follow else None)
+        self._client.other, self._server.other = self._server, self._client
+        client.set_protocol(self._client)
+        upstream.transport.set_protocol(self._server)
+        self.opened()
+        for leg, data in ((self._client, from_client), (self._server, from_server)):
+            if data:
+                leg.data_received(data)
+            if not leg.transport.is_closing():
+                leg.transport.resume_reading()
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """See `Tunnel.bytes`."""
+        return self._client.transferred, self._server.transferred
+
+    @property
+    def messages(self) -> tuple[int, int]:
+        """See `Tunnel.messages`."""
+        return self._client.messages, self._server.messages
+
+    @property
+    def state(self) -> str:
+        """See `Tunnel.state`."""
+        return self._ending.value
+
+    def close(self, code: int, reason: str) -> None:
+        """See `Tunnel.close`."""
+        if self._ending is not Ending.OPEN:
+            return
+        if not self.websocket or self._server.lost or self._client.lost:
+            self.abort()
+            return
+        self._ending = Ending.CLOSING
+        self._farewell = encode_close(code, reason)
+        self.plane.wheel.set(self, self.plane.clock() + _GOODBYE)
+        if not self._server.close_code:  # else the instance has said Close, and the client is answering it
+            self.say_close()
+
+    def leave(self, *, dead: bool) -> None:
+        """See `Tunnel.leave`."""
+        self.close(CloseCode.SERVICE_RESTART, "this instance is leaving, please reconnect")
+
+    def say_close(self) -> None:
+        """Write the Close to the client if nothing is half said; else the server's leg asks again."""
+        if self._server.close_other(self._farewell):
+            # A message that is never finished must not hold the end up for ever.
+            self.plane.wheel.set(self, self.plane.clock() + _GOODBYE)
+
+    def abort(self) -> None:
+        """See `Tunnel.abort`."""
+        self._client.transport.abort()
+        self._server.transport.abort()
+
+    def ping(self, side: int) -> None:
+        """See `Tunnel.ping`."""
+        leg = self._server if side else self._client
+        if leg.other.between_frames and not leg.transport.is_closing():
+            leg.transport.write(encode_frame(Opcode.PING, PING, os.urandom(4) if side else b""))
+
+    def silent(self, side: int) -> None:
+        """See `Tunnel.silent`."""
+        self.abort()
+
+    def leg_lost(self, leg: Leg) -> None:
+        """One connection is gone: flush and close the other; when both are, settle the books."""
+        if self._ending is Ending.CLOSED:
+            return
+        other = leg.other
+        if other.lost:
+            self._ending = Ending.CLOSED
+            self.settle(*self._how_it_ended())
+            return
+        if other is self._server and self.websocket and leg.between_frames and not leg.close_code:
+            # The client went without a Close; the instance need not wait for one.
+            other.transport.write(encode_close(CloseCode.GOING_AWAY, "", os.urandom(4)))
+        other.transport.close()
+
+    def on_deadline(self) -> None:
+        """See `proxy.timers.Timed`: time for a look, or a Close that nobody has answered."""
+        if self._ending is Ending.OPEN:
+            super().on_deadline()
+        else:
+            self.abort()
 
     def _how_it_ended(self) -> tuple[int, str]:
         if self._farewell:
@@ -330,21 +490,3 @@ class Tunnel:
         if self._client.close_code:
             return self._client.close_code, "client"
         return int(CloseCode.ABNORMAL), "client" if self._client.lost else "upstream"
-
-    def describe(self) -> dict[str, object]:
-        """Who is connected, since when (seconds), and what has passed so far."""
-        origin = self._origin
-        return {
-            "client": origin.client,
-            "target": origin.target.decode("latin-1"),
-            "route": self._route.name,
-            "service": self.endpoint.instance.service,
-            "instance": self.endpoint.instance.id,
-            "protocol": "websocket" if self.websocket else "tunnel",
-            "seconds": round(self._plane.clock() - origin.started, 3),
-            "messages_in": self._client.messages,
-            "messages_out": self._server.messages,
-            "bytes_in": self._client.transferred,
-            "bytes_out": self._server.transferred,
-            "state": self._ending.value,
-        }

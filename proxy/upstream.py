@@ -120,10 +120,10 @@ class Upstream(asyncio.Protocol):
         self._plane.wheel.cancel(self)
 
     def close(self) -> None:
-        """Flush and close; nothing that still arrives is looked at."""
+        """Close; what was not sent yet belongs to an exchange that is over, and is of no use to anybody."""
         self.exchange = None
         self.forget()
-        self.transport.close()
+        self.transport.abort()
 
     def abort(self) -> None:
         """Close at once. An exchange that it carries is told."""
@@ -157,7 +157,7 @@ def cut_busy(endpoint: Endpoint, reason: Reason) -> int:
 
 
 async def connect(plane: Plane, endpoint: Endpoint, timeout: float) -> Upstream:
-    """A new connection. Raises `TimeoutError` after `timeout` seconds, `OSError` when it is refused."""
+    """A new connection. Raises `TimeoutError` after `timeout` seconds, `OSError` when there can be none."""
     plane.counters.upstream_connects += 1
     instance = endpoint.instance
     try:
@@ -173,4 +173,7 @@ async def connect(plane: Plane, endpoint: Endpoint, timeout: float) -> Upstream:
     except OSError:
         plane.counters.upstream_connect_failures += 1
         raise
+    except (ValueError, OverflowError) as error:  # a host that is no name, a port that is no port
+        plane.counters.upstream_connect_failures += 1
+        raise OSError(str(error)) from error
     return upstream
