@@ -531,8 +531,11 @@ class Exchange:
 
     def _retry_status(self, status: int) -> bool:
         """Try elsewhere because of a status, if that is allowed."""
-        if not self._may_retry(Failure.STATUS, status=status):
-            return False
+        route, lease = self._route, self._lease
+        assert route is not None and lease is not None
+        other = any(e is not lease.endpoint and e not in self._tried for e in route.service.pool.ready)
+        if not other or not self._may_retry(Failure.STATUS, status=status):
+            return False  # an instance's own word is better than ours
         self._end_upstream()
         self._again(ProxyError(Reason.UPSTREAM_RESET))
         return True
