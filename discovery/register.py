@@ -27,7 +27,7 @@ DEFAULT_TTL = 10.0
 HEARTBEATS_PER_TTL = 3
 REQUEST_TIMEOUT = 3.0
 """Seconds one call to the registry may take; a frozen registry must not freeze the application."""
-BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
+BACKOFF_MIN, BACKOFF_MAX = 0.1, 2.0
 """Seconds between attempts while the registry is away; doubled each time, up to half left to chance."""
 
 _log = logging.getLogger(__name__)

@@ -8,30 +8,31 @@ another site, 404 for unknown ids.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from urllib.parse import urlsplit
 
-import orjson
 from aiohttp import web
 
-from config.schema import parse_duration
 from discovery.embedded import shapes
 from discovery.embedded.definition import CheckStatus, check_definition, service_definition
-from discovery.embedded.store import Store, UnknownIdError
+from discovery.embedded.http import (
+    answer,
+    cut,
+    flag,
+    index_headers,
+    integer,
+    json_body,
+    own_site_only,
+    plain_errors,
+    refuse_filter,
+    wait_time,
+)
+from discovery.embedded.store import Store
 from discovery.embedded.topics import CHECKS, SERVICES, Kind, Topic
 
 BODY_LIMIT = 512 * 1024
 """Bytes of a request body; more is 413 (Consul's limit for a value)."""
-DEFAULT_WAIT = 300.0
-MAX_WAIT = 600.0
-"""Seconds a blocking query may wait (Consul's default and limit)."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_YES = ("", "1", "t", "true")
-_NO = ("0", "f", "false")
 
 
 class Api:
@@ -56,7 +57,7 @@ class Api:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[_own_site_only, _plain_errors], client_max_size=BODY_LIMIT)
+        app = web.Application(middlewares=[own_site_only, plain_errors], client_max_size=BODY_LIMIT)
         one = "{id:.+}"
         app.add_routes(
             [
@@ -95,8 +96,8 @@ class Api:
     # -- agent ------------------------------------------------------------------------------------------
 
     async def _register(self, request: web.Request) -> web.Response:
-        definition = service_definition(await _body(request))
-        replace = _flag(request, "replace-existing-checks")
+        definition = service_definition(await json_body(request))
+        replace = flag(request, "replace-existing-checks")
         self._store.register(definition, self._clock(), replace_checks=replace)
         return await self._done()
 
@@ -107,12 +108,12 @@ class Api:
     async def _maintenance(self, request: web.Request) -> web.Response:
         if "enable" not in request.query:
             raise ValueError("Missing value for enable")
-        enable, reason = _flag(request, "enable"), request.query.get("reason", "")
+        enable, reason = flag(request, "enable"), request.query.get("reason", "")
         self._store.set_maintenance(request.match_info["id"], enable, reason, self._clock())
         return await self._done()
 
     async def _register_check(self, request: web.Request) -> web.Response:
-        service_id, definition = check_definition(await _body(request))
+        service_id, definition = check_definition(await json_body(request))
         self._store.add_check(service_id, definition, self._clock())
         return await self._done()
 
@@ -126,7 +127,7 @@ class Api:
         return await self._told(request, status, request.query.get("note", ""))
 
     async def _ttl_update(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await json_body(request)
         if not isinstance(body, dict):
             raise ValueError("the body must be a JSON object")
         fields = {str(key).lower(): value for key, value in body.items()}
@@ -143,15 +144,15 @@ class Api:
         return await self._done()
 
     async def _agent_services(self, request: web.Request) -> web.Response:
-        _no_filter(request)
-        return _json({s.definition.id: shapes.agent_service(s) for s in self._store.services})
+        refuse_filter(request)
+        return answer({s.definition.id: shapes.agent_service(s) for s in self._store.services})
 
     async def _agent_service(self, request: web.Request) -> web.Response:
-        return _json(shapes.agent_service(self._store.service(request.match_info["id"])))
+        return answer(shapes.agent_service(self._store.service(request.match_info["id"])))
 
     async def _agent_checks(self, request: web.Request) -> web.Response:
-        _no_filter(request)
-        return _json(
+        refuse_filter(request)
+        return answer(
             {
                 check.definition.id: shapes.health_check(service, check)
                 for service in self._store.services
@@ -160,18 +161,18 @@ class Api:
         )
 
     async def _agent_self(self, _: web.Request) -> web.Response:
-        return _json(shapes.agent_self(self._node_address(), version("holdfast")))
+        return answer(shapes.agent_self(self._node_address(), version("holdfast")))
 
     async def _status_leader(self, _: web.Request) -> web.Response:
-        return _json(self._leader())
+        return answer(self._leader())
 
     async def _status_peers(self, _: web.Request) -> web.Response:
-        return _json([self._leader()])
+        return answer([self._leader()])
 
     # -- catalog and health -----------------------------------------------------------------------------
 
     async def _datacenters(self, _: web.Request) -> web.Response:
-        return _json([shapes.DATACENTER])
+        return answer([shapes.DATACENTER])
 
     async def _catalog_services(self, request: web.Request) -> web.Response:
         return await self._blocking(request, SERVICES, lambda: shapes.catalog(self._store.services))
@@ -190,7 +191,7 @@ class Api:
 
     async def _health_service(self, request: web.Request) -> web.Response:
         name, tags = request.match_info["id"], set(request.query.getall("tag", []))
-        only_passing = _flag(request, "passing")
+        only_passing = flag(request, "passing")
 
         def read() -> object:
             return [
@@ -232,7 +233,7 @@ class Api:
 
     async def _kv_get(self, request: web.Request) -> web.Response:
         key, kv = request.match_info["key"], self._store.kv
-        keys, recurse, raw = (_flag(request, name) for name in ("keys", "recurse", "raw"))
+        keys, recurse, raw = (flag(request, name) for name in ("keys", "recurse", "raw"))
         if not key and not (keys or recurse):
             raise ValueError("Missing key name")
         separator = request.query.get("separator", "")
@@ -240,14 +241,14 @@ class Api:
         index = await self._changed(request, topic)
         pairs = kv.under(key)[1] if keys or recurse else [pair for pair in [kv.get(key)[1]] if pair]
         if not pairs:
-            return _json(None, index=index, status=404)
+            return answer(None, index=index, status=404)
         if keys:
-            return _json(list(dict.fromkeys(_cut(pair.key, key, separator) for pair in pairs)), index=index)
+            return answer(list(dict.fromkeys(cut(pair.key, key, separator) for pair in pairs)), index=index)
         if raw and not recurse:
             # A stored page must not become a page of this site.
             safe = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
-            return web.Response(body=pairs[0].value, headers=_index_headers(index) | safe)
-        return _json([shapes.key_value(pair) for pair in pairs], index=index)
+            return web.Response(body=pairs[0].value, headers=index_headers(index) | safe)
+        return answer([shapes.key_value(pair) for pair in pairs], index=index)
 
     async def _kv_put(self, request: web.Request) -> web.Response:
         key = request.match_info["key"]
@@ -256,16 +257,16 @@ class Api:
         for name in ("acquire", "release"):
             if name in request.query:
                 raise ValueError(f"{name}: this registry has no sessions")
-        flags = _integer(request, "flags") or 0
-        cas = _integer(request, "cas")
+        flags = integer(request, "flags") or 0
+        cas = integer(request, "cas")
         done = self._store.kv.put(key, await request.read(), flags=flags, cas=cas)
         await self._settle()
-        return _json(done)
+        return answer(done)
 
     async def _kv_delete(self, request: web.Request) -> web.Response:
-        key, cas = request.match_info["key"], _integer(request, "cas")
+        key, cas = request.match_info["key"], integer(request, "cas")
         done = True
-        if _flag(request, "recurse"):
+        if flag(request, "recurse"):
             if cas is not None:
                 raise ValueError("cas and recurse cannot be used together")
             self._store.kv.delete_under(key)
@@ -274,7 +275,7 @@ class Api:
         else:
             done = self._store.kv.delete(key, cas=cas)
         await self._settle()
-        return _json(done)
+        return answer(done)
 
     # -- inside -----------------------------------------------------------------------------------------
 
@@ -283,17 +284,17 @@ class Api:
         return web.Response()
 
     async def _blocking(self, request: web.Request, topic: Topic, read: Callable[[], object]) -> web.Response:
-        _no_filter(request)
+        refuse_filter(request)
         index = await self._changed(request, topic)
-        return _json(read(), index=index)
+        return answer(read(), index=index)
 
     async def _changed(self, request: web.Request, topic: Topic) -> int:
         """Waits as the query asks to, and returns the topic's index.
 
         An index from the future belongs to another life of this registry: it is answered at once.
         """
-        asked = _integer(request, "index") or 0
-        wait = _wait(request)
+        asked = integer(request, "index") or 0
+        wait = wait_time(request)
         current = self._store.index(topic)
         if not asked or asked > self._store.topics.index or current > asked:
             return current
@@ -311,95 +312,3 @@ class Api:
             self._waiting.discard(changed)
             unsubscribe()
         return current
-
-
-@web.middleware
-async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except UnknownIdError as error:
-        return web.Response(status=404, text=str(error))
-    except ValueError as error:
-        return web.Response(status=400, text=str(error))
-
-
-@web.middleware
-async def _own_site_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Browsers name the page a change comes from. A page of another host has no business here, and neither
-    has one whose name was made to point here (DNS rebinding), so the host must be an address or localhost."""
-    origin = request.headers.get("Origin")
-    if origin is not None and request.method not in ("GET", "HEAD"):
-        host = urlsplit(f"//{request.host}")
-        if urlsplit(origin).netloc != host.netloc or not _is_literal(host.hostname or ""):
-            raise web.HTTPForbidden(text=f"changes from pages of {origin} are refused")
-    return await handler(request)
-
-
-def _is_literal(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-async def _body(request: web.Request) -> object:
-    try:
-        return orjson.loads(await request.read())
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"Request decode failed: {error}") from None
-
-
-def _flag(request: web.Request, name: str) -> bool:
-    value = request.query.get(name)
-    if value is None:
-        return False
-    if value.lower() not in _YES + _NO:
-        raise ValueError(f"Invalid value for ?{name}: {value!r}")
-    return value.lower() in _YES
-
-
-def _integer(request: web.Request, name: str) -> int | None:
-    value = request.query.get(name)
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdigit() and int(value) < 1 << 64):
-        raise ValueError(f"Invalid {name}: {value!r} is not an unsigned 64-bit integer")
-    return int(value)
-
-
-def _wait(request: web.Request) -> float:
-    value = request.query.get("wait")
-    if not value:
-        return DEFAULT_WAIT
-    try:
-        return min(parse_duration(value), MAX_WAIT) or DEFAULT_WAIT
-    except ValueError as error:
-        raise ValueError(f"Invalid wait time: {error}") from None
-
-
-def _no_filter(request: web.Request) -> None:
-    if request.query.get("filter"):
-        raise ValueError("filter expressions are not supported by this registry")
-
-
-def _cut(key: str, prefix: str, separator: str) -> str:
-    if not separator:
-        return key
-    end = key.find(separator, len(prefix))
-    return key if end < 0 else key[: end + len(separator)]
-
-
-def _index_headers(index: int) -> dict[str, str]:
-    return {"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true", "X-Consul-LastContact": "0"}
-
-
-def _json(value: object, *, index: int | None = None, status: int = 200) -> web.Response:
-    return web.Response(
-        body=b"" if status == 404 else orjson.dumps(value),
-        content_type="application/json",
-        headers=None if index is None else _index_headers(index),
-        status=status,
-    )

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from config.schema import Address
+from discovery.embedded.definition import CheckStatus
 from discovery.embedded.server import RegistryServer
 from discovery.embedded.shapes import health_entry
 from discovery.entry import instances_of
@@ -98,17 +99,11 @@ async def test_an_entry_that_the_registry_lost_is_made_again(registry: RegistryS
 
 
 async def test_a_critical_check_is_lifted_by_registering_again(registry: RegistryServer) -> None:
-    async with registered(registry.url):
-        pass
-    body = Registration(registry.url, ME)
-    async with registered(registry.url, ttl=10) as registration:
-        registry.store.expire(1e12)
-        if not known(registry):
-            pytest.fail("the entry is to be critical, not gone")
-        assert known(registry)[0].status is Status.DOWN
+    async with registered(registry.url) as registration:
+        registry.store.update_check("service:chat-1", CheckStatus.CRITICAL, "", 0.0)
+        assert [i.status for i in known(registry)] == [Status.DOWN]
         await registration.update(replace(ME, weight=51))
         assert known(registry) == (replace(ME, weight=51),)
-    assert body.state is State.NEW
 
 
 async def test_it_survives_a_restart_of_the_registry_on_the_same_address() -> None:
