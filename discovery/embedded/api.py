@@ -57,7 +57,7 @@ class Api:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[own_site_only, plain_errors], client_max_size=BODY_LIMIT)
+        app = web.Application(middlewares=[plain_errors, own_site_only], client_max_size=BODY_LIMIT)
         one = "{id:.+}"
         app.add_routes(
             [
