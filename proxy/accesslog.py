@@ -127,6 +127,7 @@ class AccessLog:
         self.flush()
         if self._writer is not None:
             self._writer.close(timeout)
+            self._refused += self._writer.failed
             self._writer = None
         self.enabled = False
 

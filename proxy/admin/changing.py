@@ -45,7 +45,7 @@ class Changing:
                 "PATCH",
                 _ONE,
                 "Change an instance's weight.",
-                self.weight,
+                self.set_weight,
                 InstanceView,
                 WeightOrder,
                 parameters=one,
@@ -86,7 +86,7 @@ class Changing:
                 "PUT",
                 "/v1/routes/{route}/split",
                 "Replace a route's split.",
-                self.split,
+                self.set_split,
                 SplitView,
                 SplitOrder,
                 parameters=(ROUTE,),
@@ -112,7 +112,7 @@ class Changing:
             ),
         ]
 
-    async def weight(self, request: web.Request, order: WeightOrder) -> InstanceView:
+    async def set_weight(self, request: web.Request, order: WeightOrder) -> InstanceView:
         """Holds for as long as the instance is registered."""
 
         def change(endpoint: Endpoint, now: float) -> None:
@@ -164,7 +164,7 @@ class Changing:
 
         return self._change(request, "eject", change, lambda endpoint: endpoint.state.value)
 
-    async def split(self, request: web.Request, order: SplitOrder) -> SplitView:
+    async def set_split(self, request: web.Request, order: SplitOrder) -> SplitView:
         """Holds until the next change, or until the file says something else."""
         table = self._control.plane.table
         route = table.find_route(request.match_info["route"])
