@@ -391,6 +391,8 @@ def set_up_logging() -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.Formatter.converter = time.gmtime
+    # It tells of every change in the folder of the configuration, whatever file that is.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 async def _serve(app: App) -> int:

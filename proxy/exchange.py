@@ -19,6 +19,7 @@ from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
 from proxy.headers import Peer, forward_request, forward_response, without_extensions
 from proxy.metrics import record
+from proxy.mirror import mirror
 from proxy.moving import MovingTunnel
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.retry import Failure, may_retry
@@ -223,10 +224,19 @@ class Exchange:
         if self._moves:
             without_extensions(self._head)
         request = forward_request(self._head, self.downstream.peer, self._request_id, self._trace)
-        upstream.transport.write(request + self._pending if self._pending else request)
-        self._pending = b""
+        if self._pending:
+            request += self._pending
+            self._pending = b""
+        upstream.transport.write(request)
         if self.request_done:
             self._await_answer(upstream)
+            if (
+                self._route is not None
+                and self._route.mirrored
+                and not self._tried
+                and not self._head.upgrade
+            ):
+                mirror(self._plane, self._route, self._head.method, request)
         else:
             self.downstream.await_body()
 

@@ -67,6 +67,8 @@ class Plane:
         self.date = b""
         self._id_prefix = b"%016x" % self.random.getrandbits(64)
         self._ids = 0
+        self.copies = 0
+        """Mirrored requests under way. Owner: mirror."""
         self._left = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
         self.tick()

@@ -109,11 +109,22 @@ def _key_of(config: Service) -> KeyOf | None:
 class RouteState:
     """One route at run time: what it matches (by its compiled form), where it leads, and its own policies."""
 
-    __slots__ = ("compiled", "configured_split", "key", "limiter", "name", "service", "split", "traffic")
+    __slots__ = (
+        "compiled",
+        "configured_split",
+        "key",
+        "limiter",
+        "mirrored",
+        "name",
+        "service",
+        "split",
+        "traffic",
+    )
 
     def __init__(self, compiled: CompiledRoute, service: ServiceState) -> None:
         self.name = compiled.name
         self.key = self.name.encode()
+        self.mirrored = compiled.mirror is not None
         self.compiled = compiled
         self.service = service
         self.configured_split = compiled.split
