@@ -126,16 +126,21 @@ class VersionView(View):
     ready: int
 
 
-class SplitView(View):
-    """How a route's traffic is split between versions."""
+class Shares(View):
+    """How traffic is split between versions."""
 
-    route: str
     split: dict[str, int] | None
     """Version to share, relative to each other; null: no split."""
     configured: dict[str, int] | None
     """What the file says."""
     versions: dict[str, VersionView]
     """Every version that has instances or a share."""
+
+
+class SplitView(Shares):
+    """How one route's traffic is split."""
+
+    route: str
 
 
 class TrafficView(View):
@@ -150,9 +155,10 @@ class TrafficView(View):
     bytes_out: int
 
 
-class RouteView(SplitView):
+class RouteView(Shares):
     """One route."""
 
+    name: str
     service: str
     match: dict[str, Any]
     """Its conditions, as configured."""

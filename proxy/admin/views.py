@@ -106,10 +106,10 @@ def _service_facts(state: ServiceState) -> dict[str, Any]:
 
 def split_view(route: RouteState) -> SplitView:
     """A route's split."""
-    return SplitView(**_split_facts(route))
+    return SplitView(route=route.name, **_shares(route))
 
 
-def _split_facts(route: RouteState) -> dict[str, Any]:
+def _shares(route: RouteState) -> dict[str, Any]:
     split, configured = route.split, route.configured_split
     present: Counter[str] = Counter()
     ready: Counter[str] = Counter()
@@ -118,7 +118,6 @@ def _split_facts(route: RouteState) -> dict[str, Any]:
         ready[endpoint.instance.version] += endpoint.state is State.READY
     names = sorted({*present, *(split.shares if split else ()), *(configured.shares if configured else ())})
     return {
-        "route": route.name,
         "split": dict(split.shares) if split is not None else None,
         "configured": dict(configured.shares) if configured is not None else None,
         "versions": {name: VersionView(instances=present[name], ready=ready[name]) for name in names},
@@ -129,7 +128,8 @@ def route_view(route: RouteState) -> RouteView:
     """A route with its figures."""
     compiled = route.compiled
     return RouteView(
-        **_split_facts(route),
+        **_shares(route),
+        name=route.name,
         service=route.service.name,
         match=compiled.match.model_dump(mode="json", exclude_defaults=True),
         limit=compiled.limit.model_dump(mode="json") if compiled.limit is not None else None,

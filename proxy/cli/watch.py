@@ -115,10 +115,12 @@ def _picture(look: dict[str, Any]) -> RenderableType:
         ("ready", "green") if status["ready"] else ("not ready: " + "; ".join(status["reasons"]), "red"),
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("service", "instance", "state", "version"):
-        table.add_column(name, overflow="fold")
-    for name in ("weight", "in flight", "tunnels", "req/s", "requests", "failed", "latency"):
-        table.add_column(name, justify="right")
+    for name in ("service", "instance"):
+        table.add_column(name, overflow="fold", min_width=8)
+    for name in ("state", "version"):
+        table.add_column(name, no_wrap=True)
+    for name in ("weight", "busy", "tunnels", "req/s", "failed", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
     for i in look["instances"]:
         table.add_row(
             i["service"],
@@ -129,7 +131,6 @@ def _picture(look: dict[str, Any]) -> RenderableType:
             str(i["inflight"]),
             str(i["tunnels"]),
             f"{i['rate']:,.0f}",
-            str(i["requests"]),
             str(i["failed"]),
             f"{i['latency_ms']:.1f} ms",
         )

@@ -178,7 +178,7 @@ def test_a_split_says_what_put_the_client_on_its_side():
 
 
 def test_without_a_matching_route_each_says_what_failed():
-    text = "services: {web: {instances: []}}\nroutes: [{match: {host: a.example}, service: web}]"
+    text = "services: {web: {instances: ['127.0.0.1:1']}}\nroutes: [{match: {host: a.example}, service: web}]"
     table = Table(lambda *_, **__: None)
     table.configure(read(text.encode(), source="t", environ={}), NOW)
     explanation = explain(table, make_request("http://b.example/"), CLIENT, False, NOW, Random(1))

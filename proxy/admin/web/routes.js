@@ -67,16 +67,16 @@ class RouteCard {
     this.route = route;
     const chips = conditions(route.match).map((condition) => make("span", { className: "chip mono" }, condition));
     this.element = make("article", { className: "card route" },
-      make("div", { className: "head" }, make("h3", {}, route.route), ...chips, make("span", { className: "quiet" }, `→ ${route.service}`), this.#note),
+      make("div", { className: "head" }, make("h3", {}, route.name), ...chips, make("span", { className: "quiet" }, `→ ${route.service}`), this.#note),
       this.#meter, this.#shares,
       make("div", { className: "buttons" }, this.#apply, this.#undo, this.#off));
   }
 
   async #put(split) {
-    const answer = await call("PUT", `/v1/routes/${segment(this.route.route)}/split`, { split });
+    const answer = await call("PUT", `/v1/routes/${segment(this.route.name)}/split`, { split });
     this.#dirty = false;
     this.update({ ...this.route, ...answer });
-    return split === null ? `${this.route.route}: no split` : `${this.route.route}: split changed`;
+    return split === null ? `${this.route.name}: no split` : `${this.route.name}: split changed`;
   }
 
   update(route) {
@@ -120,5 +120,5 @@ export async function showRoutes() {
     cards.clear();
     return;
   }
-  arrange(place, cards, routes, (route) => `${route.route} ${JSON.stringify(route.match)} ${route.service}`, (route) => new RouteCard(route));
+  arrange(place, cards, routes, (route) => `${route.name} ${JSON.stringify(route.match)} ${route.service}`, (route) => new RouteCard(route));
 }
