@@ -107,6 +107,11 @@ class App:
             return wanted
         return Address(wanted.host, self._admin_sockets[0].getsockname()[1])
 
+    def where(self) -> str:
+        """The addresses of everything that listens, as one line for people."""
+        listening = f"forwarding on {', '.join(map(str, self.addresses))}, admin on {self.admin_address}"
+        return listening if self._registry is None else f"{listening}, registry on {self.registry_url}"
+
     def unready(self) -> list[str]:
         """Why no traffic should be sent here; empty when it is ready."""
         plane = self._plane
@@ -404,7 +409,7 @@ async def _serve(app: App) -> int:
         loop.add_signal_handler(signal.SIGUSR1, lambda: app.plane.log.reopen())
         app.watch_file()
         notify(f"READY=1\nMAINPID={os.getpid()}")
-        _log.info("forwarding on %s, admin on %s", ", ".join(map(str, app.addresses)), app.admin_address)
+        _log.info("%s", app.where())
         await signalled
         notify("STOPPING=1")
         await app.drain()
