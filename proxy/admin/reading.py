@@ -34,7 +34,8 @@ from proxy.admin.stream import EventStreams
 from proxy.errors import ProxyError
 from proxy.explain import Explanation, explain, make_request, refused
 
-_MOST_SESSIONS = 10_000
+_MOST_SESSIONS = 2000
+"""In one answer: the loop that forwards makes it."""
 
 
 class Reading:
@@ -166,9 +167,9 @@ class Reading:
     async def metrics(self, request: web.Request, _: None) -> web.Response:
         """Read here, written in a thread."""
         exposition = await asyncio.to_thread(importlib.import_module, "proxy.admin.exposition")
-        families = exposition.read(self._control)
+        snapshot = exposition.read(self._control)
         accept = request.headers.get("Accept", "")
-        text, content_type = await asyncio.to_thread(exposition.render, families, accept)
+        text, content_type = await asyncio.to_thread(exposition.render, snapshot, accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def status(self, request: web.Request, _: None) -> StatusView:
@@ -256,7 +257,7 @@ class Reading:
                 continue
             total += 1
             if len(found) < limit:
-                found.append(SessionView.model_validate(tunnel.describe()))
+                found.append(SessionView.model_construct(None, **tunnel.describe()))
         return SessionsView(sessions=found, total=total)
 
 

@@ -49,6 +49,8 @@ def make_app(control: Control) -> web.Application:
     app = web.Application(middlewares=[_errors, _guard(control, public)], client_max_size=MIB)
     for operation in operations:
         app.router.add_route(operation.method, operation.path, _served(operation))
+        if operation.method == "GET" and operation.media != "text/event-stream":
+            app.router.add_head(operation.path, _served(operation))
     for path, asset in assets.items():
         app.router.add_get(path, asset)
 

@@ -151,8 +151,13 @@ def check(config: str, as_json: bool) -> None:
     elif lines:
         click.echo("\n".join(lines), err=True)
     else:
-        click.echo(f"{config}: good; {len(loaded.services)} services, {len(loaded.routes)} routes")
+        services, routes = len(loaded.services), len(loaded.routes)
+        click.echo(f"{config}: good; {_counted(services, 'service')}, {_counted(routes, 'route')}")
     sys.exit(2 if lines else 0)
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 @cli.command(short_help="The JSON Schema of the configuration.")

@@ -224,7 +224,7 @@ async def test_a_body_beyond_the_limit_is_413(api, chunked):
 async def test_a_method_that_is_not_there_is_405_and_says_which_are(api):
     response = await api.delete(A)
     assert response.status == 405
-    assert response.headers["Allow"] == "GET, PATCH"
+    assert response.headers["Allow"] == "GET, HEAD, PATCH"
     assert (await response.json())["error"] == "method_not_allowed"
 
 

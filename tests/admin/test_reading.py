@@ -120,6 +120,12 @@ async def test_health_is_always_ok_and_readiness_says_why_not(control, api):
     assert await response.json() == {"ready": False, "reasons": ["it is shutting down"]}
 
 
+async def test_probes_may_ask_for_the_head_only(api):
+    for path in ("/healthz", "/readyz", "/metrics", "/"):
+        response = await api.head(path)
+        assert (response.status, await response.read()) == (200, b"")
+
+
 # -- explain -----------------------------------------------------------------------------------------------
 
 
