@@ -15,19 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    Boolean,
-    Column,
     Connection,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
     Row,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
     and_,
     create_engine,
     event,
@@ -44,6 +33,10 @@ from sqlalchemy.pool import QueuePool
 
 from chat.record import Desk, Message, Origin, Session, Summary
 from chat.state import Event, State, takes
+from chat.tables import messages as _messages
+from chat.tables import metadata
+from chat.tables import owed as _owed
+from chat.tables import sessions as _sessions
 
 StoreError = SQLAlchemyError
 """The database could not do it. Nothing of the operation was kept."""
@@ -55,44 +48,6 @@ READERS = 4
 """Threads that read at the same time."""
 
 T = TypeVar("T")
-
-_metadata = MetaData()
-
-_sessions = Table(
-    "chat_sessions",
-    _metadata,
-    Column("id", String(64), primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("desk", String(16), nullable=False),
-    Column("seq", Integer, nullable=False),
-    Column("rev", Integer, nullable=False),
-    Column("created", Float(53), nullable=False),
-    Column("active", Float(53), nullable=False),
-    Column("waiting_since", Float(53)),
-    Column("lease_owner", String(128)),
-    Column("lease_until", Float(53), nullable=False),
-    Index("chat_sessions_active", "active"),
-    sqlite_with_rowid=False,
-)
-
-_owed = Column("owed", Boolean, nullable=False)
-
-_messages = Table(
-    "chat_messages",
-    _metadata,
-    Column("session", String(64), ForeignKey("chat_sessions.id"), primary_key=True),
-    Column("seq", Integer, primary_key=True, autoincrement=False),
-    Column("origin", String(16), nullable=False),
-    Column("text", Text, nullable=False),
-    Column("at", Float(53), nullable=False),
-    Column("client_id", String(64)),
-    Column("reply_to", Integer),
-    _owed,
-    UniqueConstraint("session", "origin", "client_id"),
-    UniqueConstraint("session", "reply_to"),
-    Index("chat_messages_owed", "session", sqlite_where=_owed.is_(True)),
-    sqlite_with_rowid=False,
-)
 
 
 class Unit:
@@ -246,7 +201,7 @@ class Store:
         """Makes the tables that are missing. Raises `StoreError`."""
         if self.file is not None:
             await self._use_wal()
-        await self._write(_metadata.create_all)
+        await self._write(metadata.create_all)
 
     async def close(self) -> None:
         """Waits for what is being written and closes every connection."""
