@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
-from discovery.model import Instance
+from discovery.model import Instance, Status
 
 
 class State(Enum):
@@ -163,7 +163,8 @@ class Endpoint:
 
     def weight_at(self, now: float) -> float:
         """Effective weight: during slow start it grows linearly from a tenth to the full weight."""
-        if now >= self.warm_at:
+        # A reload may take slow start away while the ramp is under way.
+        if now >= self.warm_at or self.slow_start <= 0.0:
             return float(self.weight)
         grown = 1.0 - (self.warm_at - now) / self.slow_start
         return self.weight * max(0.1, grown)
@@ -173,11 +174,59 @@ class Endpoint:
         self.inflight += 1
         return Lease(self, now)
 
+    def save(self) -> dict[str, Any]:
+        """Everything but its connections, as plain values, for `load` in another process."""
+        instance = self.instance
+        described: dict[str, Any] = {
+            "id": instance.id,
+            "host": instance.host,
+            "port": instance.port,
+            "path": instance.path,
+            "weight": instance.weight,
+            "status": instance.status.value,
+            "metadata": dict(instance.metadata),
+            "state": self.state.value,
+        }
+        return described | {name: getattr(self, name) for name in _SAVED}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` gave."""
+        self.state = State(saved["state"])
+        for name in _SAVED:
+            setattr(self, name, saved[name])
+
     def __repr__(self) -> str:
         return (
             f"<Endpoint {self.identity.decode()} at {self.instance.address}: {self.state.value}, "
             f"weight {self.weight}, {self.inflight} in flight, {len(self.idle)} idle connections>"
         )
+
+
+_SAVED = (
+    "ready_at",
+    "warm_at",
+    "ejected_until",
+    "ejections",
+    "passes",
+    "fails",
+    "failures",
+    "finished",
+    "failed",
+    "latency",
+    "latency_at",
+    "bytes_in",
+    "bytes_out",
+    "messages_in",
+    "messages_out",
+    "tunnels_total",
+)
+"""What outlives the process. What is in flight does not: it stays, or is counted again where it goes."""
+
+
+def instance_from(service: str, saved: dict[str, Any]) -> Instance:
+    """The instance of an endpoint that `Endpoint.save` described."""
+    facts = {name: saved[name] for name in ("id", "host", "port", "path", "weight", "metadata")}
+    return Instance(service, status=Status(saved["status"]), **facts)
 
 
 class Lease:
