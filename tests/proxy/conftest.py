@@ -280,7 +280,9 @@ class Stage:
         if listener is None:
             listener = self.listeners[0] if self.listeners else await self.listen()
         where = listener.address
-        if where.path:
+        if "sock" in options:
+            streams = await asyncio.open_connection(**options)
+        elif where.path:
             streams = await asyncio.open_unix_connection(where.path, **options)
         else:
             streams = await asyncio.open_connection(where.host, where.port, **options)
