@@ -52,12 +52,18 @@ def _status_text(answer: dict[str, Any]) -> str:
         f"{totals['connections_open']} connections, {totals['tunnels_open']} tunnels, "
         f"{totals['requests']} requests so far, {totals['retries']} retries",
     ]
-    for registry in answer["registries"]:
-        age = registry["staleness"]
-        seen = "never answered" if age is None else f"last answer {duration(age)} ago"
-        lines.append(f"registry {registry['name']} ({registry['kind']}): {seen}")
+    lines += [_registry_line(registry) for registry in answer["registries"]]
     rows = [_service_row(service) for service in answer["services"]]
     return "\n".join([*lines, "", table(_SERVICE_HEAD, rows)]) if rows else "\n".join(lines)
+
+
+def _registry_line(registry: dict[str, Any]) -> str:
+    line = f"registry {registry['kind']}: {registry['state']}"
+    if registry["staleness"]:
+        line += f", last known to be right {duration(registry['staleness'])} ago"
+    if registry["held"]:
+        line += f", {registry['held']} missing instances kept until that is certain"
+    return f"{line} ({registry['error']})" if registry["state"] == "failed" else line
 
 
 _SERVICE_HEAD = ("service", "ready", "instances", "balance", "in flight", "tunnels", "requests", "failed")

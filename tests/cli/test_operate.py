@@ -11,6 +11,7 @@ import pytest
 from click.shell_completion import get_completion_class
 
 from proxy.cli.commands import cli
+from proxy.cli.operate import _registry_line
 from proxy.endpoint import State
 
 
@@ -257,3 +258,21 @@ async def test_names_are_completed_from_the_running_proxy(proxy, monkeypatch):
     assert await completed(["split"], "") == ["web"]
     monkeypatch.setenv("HOLDFAST_ADMIN", "127.0.0.1:1")
     assert await completed(["drain"], "w") == []
+
+
+@pytest.mark.parametrize(
+    ("registry", "line"),
+    [
+        (
+            {"kind": "consul", "state": "live", "staleness": 0.0, "held": 0, "error": None},
+            "registry consul: live",
+        ),
+        (
+            {"kind": "file", "state": "failed", "staleness": 125.0, "held": 2, "error": "refused"},
+            "registry file: failed, last known to be right 2m 5s ago, "
+            "2 missing instances kept until that is certain (refused)",
+        ),
+    ],
+)
+def test_status_tells_how_a_registry_does(registry, line):
+    assert _registry_line(registry) == line
