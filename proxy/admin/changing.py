@@ -22,10 +22,12 @@ from proxy.admin.models import (
     PlanOrder,
     SplitOrder,
     SplitView,
+    UpgradeView,
     WeightOrder,
 )
 from proxy.admin.operation import INSTANCE, MIB, ROUTE, SERVICE, Operation
 from proxy.endpoint import Endpoint, State
+from proxy.handover import HandoverError
 from proxy.table import Cause, Departure
 
 _ONE = "/v1/services/{service}/instances/{instance}"
@@ -98,6 +100,14 @@ class Changing:
                 "Take over the configuration file: all of it, or nothing.",
                 self.reload,
                 ChangesView,
+                refusals=(409,),
+            ),
+            Operation(
+                "POST",
+                "/v1/upgrade",
+                "Replace the process by a new one, connections included.",
+                self.upgrade,
+                UpgradeView,
                 refusals=(409,),
             ),
             Operation(
@@ -182,6 +192,16 @@ class Changing:
             raise _misconfigured(409, error) from None
         self._log(request, "reload", changes=[change.path for change in changes])
         return ChangesView(changes=[views.change_view(change) for change in changes])
+
+    async def upgrade(self, request: web.Request, _: None) -> UpgradeView:
+        """Answered by the old process, once the new one accepts."""
+        try:
+            pid = await self._control.upgrade()
+        except HandoverError as error:
+            self._log(request, "upgrade", refused=str(error))
+            raise Refused(409, "upgrade_failed", str(error)) from None
+        self._log(request, "upgrade", pid=pid)
+        return UpgradeView(pid=pid)
 
     async def plan(self, request: web.Request, order: PlanOrder | None) -> ChangesView:
         """Environment and `${VAR}` are those of the running process."""

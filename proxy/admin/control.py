@@ -88,6 +88,12 @@ class Control(Protocol):
         Raises `config.load.ConfigError`.
         """
 
+    async def upgrade(self) -> int:
+        """Start a new process that takes everything over; its process id, once it accepts.
+
+        Raises `proxy.handover.HandoverError`, and this process goes on as if nothing had happened.
+        """
+
     async def plan(self, data: bytes | None, source: str) -> Sequence[Change]:
         """What a reload with `data` (None: the file as it is) would change; messages call it `source`.
 

@@ -81,6 +81,7 @@ class Snapshot:
     refused: list[tuple[str, int]]
     closes: list[tuple[tuple[int, str], int]]
     lag: Buckets
+    pauses: Buckets
     traffic: list[_Traffic]
     instances: list[_Instance]
     sources: list[tuple[tuple[str, str], float, int]]
@@ -101,6 +102,7 @@ def read(control: Control) -> Snapshot:
             ("upstream_connects", "Connections opened to instances.", counters.upstream_connects),
             ("upstream_connect_failures", "Attempts that failed.", counters.upstream_connect_failures),
             ("tunnels", "Tunnels opened.", counters.tunnels_total),
+            ("tunnel_moves_failed", "Moves that found no instance.", counters.moves_failed),
             ("access_log_lines", "Access log lines handed to the writer.", log.lines),
             ("access_log_lines_dropped", "Access log lines lost.", log.dropped),
         ],
@@ -109,6 +111,7 @@ def read(control: Control) -> Snapshot:
         refused=list(counters.bad_requests.items()),
         closes=list(counters.tunnel_closes.items()),
         lag=_copied(counters.loop_lag),
+        pauses=_copied(counters.move_pauses),
         traffic=_read_traffic(plane.table),
         instances=_read_instances(plane.table),
         sources=[((registry_name(s), s.kind), s.staleness(now), s.held) for s in control.sources],
@@ -196,6 +199,12 @@ def _process(snapshot: Snapshot) -> Iterator[Metric]:
     for (code, side), count in snapshot.closes:
         closes.add_metric((str(code), side), count)
     yield closes
+    pauses = HistogramMetricFamily(
+        "holdfast_tunnel_move_pause_seconds",
+        "How long clients' messages waited while their WebSocket moved to another instance.",
+    )
+    _add(pauses, (), snapshot.pauses)
+    yield pauses
     lag = HistogramMetricFamily("holdfast_event_loop_lag_seconds", "Lateness of a periodic timer.")
     _add(lag, (), snapshot.lag)
     yield lag

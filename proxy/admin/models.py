@@ -263,6 +263,12 @@ class ChangesView(View):
     changes: list[ChangeView]
 
 
+class UpgradeView(View):
+    """The process that has taken over."""
+
+    pid: int
+
+
 class EventsView(View):
     """The last events, oldest first."""
 

@@ -277,6 +277,8 @@ async def test_metrics_hold_traffic_instances_and_eviction_delays(control, api):
     plane.counters.bad_request("bad_request")
     plane.counters.tunnels_open = 1
     plane.counters.tunnel_closed(1012, "proxy")
+    plane.counters.move_pauses.observe(0.02)
+    plane.counters.moves_failed = 4
     plane.table.drain("web", "a", control.now)
     response = await api.get("/metrics")
     families = {family.name: family for family in parse_text(await response.text())}
@@ -294,6 +296,8 @@ async def test_metrics_hold_traffic_instances_and_eviction_delays(control, api):
     assert value("holdfast_eviction_delay_seconds_count", registry="consul", kind="gone") == 1
     assert value("holdfast_requests_refused_total", reason="bad_request") == 1
     assert value("holdfast_tunnel_closes_total", code="1012", side="proxy") == 1
+    assert value("holdfast_tunnel_move_pause_seconds_count") == 1
+    assert value("holdfast_tunnel_moves_failed_total") == 4
     assert value("holdfast_instance_state", instance="a", state="draining") == 1
     assert value("holdfast_instance_state", instance="a", state="ready") == 0
     assert value("holdfast_instance_weight", instance="b/1:2 %") == 50
