@@ -65,7 +65,7 @@ class Ending(Enum):
 class Leg(asyncio.Protocol):
     """One side's connection: what it sends goes to the other leg."""
 
-    __slots__ = ("_bytes", "_follower", "_lost", "_mode", "_tunnel", "other", "transport")
+    __slots__ = ("_bytes", "_finished", "_follower", "_lost", "_mode", "_tunnel", "other", "transport")
 
     other: Leg
 
@@ -77,6 +77,7 @@ class Leg(asyncio.Protocol):
         self._follower = follower
         self._mode = Mode.RELAY
         self._bytes = 0
+        self._finished = False
         self._lost = False
 
     def data_received(self, data: bytes) -> None:
@@ -119,12 +120,18 @@ class Leg(asyncio.Protocol):
         return True
 
     def eof_received(self) -> bool:
-        """See `asyncio.Protocol`: one side has finished sending, the other may go on."""
-        other = self.other.transport
-        if other.can_write_eof() and not other.is_closing():
-            other.write_eof()
-            return True
-        return False
+        """See `asyncio.Protocol`: one side has finished sending, the other may go on.
+
+        Not in a WebSocket, where whoever finishes sending has left; and not when the other has finished too.
+        """
+        self._finished = True
+        other = self.other
+        if self._tunnel.websocket or other._finished or other.transport.is_closing():
+            return False
+        if not other.transport.can_write_eof():
+            return False
+        other.transport.write_eof()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
