@@ -12,11 +12,8 @@ import gc
 import importlib
 import logging
 import os
-import signal
 import socket
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +26,15 @@ from discovery.static import static_updates
 from discovery.watch import Source, Supervisor
 from proxy.accesslog import AccessLog
 from proxy.drain import Drainer
+from proxy.endpoint import State
 from proxy.events import EventLog
 from proxy.frames import CloseCode
+from proxy.handover import HandoverError
 from proxy.health import Checker
 from proxy.listener import Listener, open_sockets
 from proxy.plane import Plane
-from proxy.table import Departure, Table
+from proxy.table import Cause, Departure, Table
+from proxy.takeover import Predecessor, Successor
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -65,6 +65,11 @@ class App:
         self._admin: web.AppRunner | None = None
         self._admin_sockets: list[socket.socket] = []
         self._registry: RegistryServer | None = None
+        self._registry_socket: socket.socket | None = None
+        self._inherited: dict[str, list[socket.socket]] = {}
+        """Listening sockets of the process that this one replaces, until they are claimed."""
+        self.replaced = asyncio.Event()
+        """Another process has taken over, and everything it could take."""
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._chore: asyncio.TimerHandle | None = None
@@ -154,10 +159,11 @@ class App:
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, predecessor: Predecessor | None = None) -> None:
         """Listen and forward, then start the registry, discovery and the admin API.
 
-        Raises `OSError` with a message for the operator when an address or a file cannot be had.
+        With a `predecessor`, go on from where that process is. Raises `OSError` with a message for the
+        operator when an address or a file cannot be had, and `HandoverError`.
         """
         config = self._config
         loop = asyncio.get_running_loop()
@@ -165,10 +171,16 @@ class App:
         plane.configure(config)
         self._checker = Checker(plane)
         self._drainer = Drainer(plane)
-        self.table.configure(config, plane.clock())
-        self._admin_sockets = open_sockets(config.admin.address)
+        contents = b""
+        if predecessor is None:
+            self.table.configure(config, plane.clock())
+        else:
+            # Everything slow comes before the old process lets go.
+            await loop.run_in_executor(None, _import_the_rest)
+            contents = await self._inherit(predecessor)
+        self._admin_sockets = self._claim("admin", config.admin.address)
         for listen in config.listen:
-            self._listeners.append(Listener(plane, listen))
+            self._listeners.append(Listener(plane, listen, self._claim("listen", listen.address)))
         for update in static_updates(config.services, plane.clock()):
             self._updated(update)
         plane.wheel.start(loop)
@@ -177,8 +189,14 @@ class App:
             await listener.start()
         # Importing aiohttp takes longer than all that was done so far: clients need not wait for it.
         await loop.run_in_executor(None, _import_the_rest)
-        await self._start_discovery()
+        await self._start_discovery(contents)
         await self._start_admin()
+        if predecessor is not None:
+            await predecessor.up()
+            self._tasks.append(asyncio.create_task(self._take_connections(predecessor), name="takeover"))
+        for sock in (sock for unclaimed in self._inherited.values() for sock in unclaimed):
+            sock.close()
+        self._inherited.clear()
         # What start-up made lives for ever: leave it out of every later collection.
         gc.collect()
         gc.freeze()
@@ -188,7 +206,7 @@ class App:
             admin=str(self.admin_address),
         )
 
-    async def _start_discovery(self) -> None:
+    async def _start_discovery(self, contents: bytes) -> None:
         from discovery.build import make_watcher
 
         watchers: list[Watcher] = []
@@ -197,7 +215,12 @@ class App:
                 from discovery.embedded.server import RegistryServer
 
                 self._registry = RegistryServer(registry.data)
-                await self._registry.start(registry.listen)
+                self._registry_socket, *others = self._claim("registry", registry.listen)
+                for sock in others:
+                    sock.close()
+                await self._registry.start(
+                    registry.listen, sock=self._registry_socket.dup(), contents=contents
+                )
                 watchers.append(self._registry.watcher())
             else:
                 watchers.append(make_watcher(registry))
@@ -223,7 +246,7 @@ class App:
         self._admin = web.AppRunner(make_app(self), access_log=None, shutdown_timeout=1.0)
         await self._admin.setup()
         for sock in self._admin_sockets:
-            await web.SockSite(self._admin, sock).start()
+            await web.SockSite(self._admin, sock.dup()).start()
 
     async def drain(self) -> None:
         """Stop accepting, let everything finish within `shutdown` seconds, then cut what is left."""
@@ -268,11 +291,109 @@ class App:
             await self._admin.cleanup()
         for sock in self._admin_sockets:
             sock.close()
+        if self._registry_socket is not None:
+            self._registry_socket.close()
         if self._chore is not None:
             self._chore.cancel()
         if self._plane is not None:
             self._plane.wheel.stop()
             self._plane.log.close()
+
+    # -- replacement ---------------------------------------------------------------------------------------
+
+    async def upgrade(self) -> int:
+        """Start a new process that takes everything over; its process id, once it accepts.
+
+        Raises `HandoverError` when it does not get there: this process goes on as if nothing had happened.
+        """
+        if self._path is None:
+            raise HandoverError("this process was started without a file that a new one could read")
+        if self._reloading.locked() or self.replaced.is_set():
+            raise HandoverError("a reload or an upgrade is under way")
+        async with self._reloading:
+            self.events.emit("upgrade_started")
+            try:
+                successor = await Successor.start(["-m", "proxy.cli", "run", "-c", self._path])
+                await self._give(successor)
+            except HandoverError as error:
+                self.events.emit("upgrade_failed", reason=str(error))
+                raise
+        self.events.emit("upgraded", pid=successor.pid)
+        self._tasks.append(asyncio.create_task(self._hand_over(successor), name="handover"))
+        return successor.pid
+
+    def upgrade_soon(self) -> None:
+        """Upgrade from a signal: what goes wrong goes to the log."""
+
+        async def upgrade() -> None:
+            with contextlib.suppress(HandoverError):
+                await self.upgrade()
+
+        self.plane.spawn(asyncio.ensure_future(upgrade()))
+
+    async def _give(self, successor: Successor) -> None:
+        """Hand over what the new process needs before it can accept."""
+        named = [("admin", self._config.admin.address, sock) for sock in self._admin_sockets]
+        for listener in self._listeners:
+            named += [("listen", listener.config.address, sock) for sock in listener.sockets]
+        facts: dict[str, Any] = {"counters": self.plane.counters.save()}
+        registry = self._registry
+        if registry is not None and self._registry_socket is not None:
+            named.append(("registry", _embedded(self._config).listen, self._registry_socket))
+            facts["registry"] = registry.contents()
+            # Two processes must not answer for one registry: callers wait in the socket's queue meanwhile.
+            await registry.close()
+        facts["table"] = self.table.save()
+        facts["sockets"] = [f"{purpose} {address}" for purpose, address, _ in named]
+        try:
+            await successor.give(facts, [sock for _, _, sock in named])
+        except HandoverError:
+            if registry is not None and self._registry_socket is not None:
+                self._inherited = {f"registry {_embedded(self._config).listen}": [self._registry_socket]}
+                await self._stop_tasks("discovery")
+                await self._start_discovery(facts["registry"])
+            raise
+
+    async def _hand_over(self, successor: Successor) -> None:
+        """Let the new process have every connection that can change its process."""
+        plane = self.plane
+        for listener in self._listeners:
+            listener.stop(for_good=False)
+        await self._stop_tasks("discovery", "config")
+        if self._checker is not None:
+            await self._checker.close()
+        if self._admin is not None:
+            await self._admin.cleanup()
+        await successor.give_connections(plane, self._config.shutdown)
+        self.replaced.set()
+
+    async def _inherit(self, predecessor: Predecessor) -> bytes:
+        """Take over what the old process knows; the contents of its registry."""
+        facts, sockets = await predecessor.take()
+        for name, sock in zip(facts["sockets"], sockets, strict=True):
+            self._inherited.setdefault(name, []).append(sock)
+        self.plane.counters.load(facts["counters"])
+        self.table.load(facts["table"], self._config, self.plane.clock())
+        if any(isinstance(r, EmbeddedRegistry) and r.data is not None for r in self._config.registry):
+            return b""  # it is all in the directory
+        contents: bytes = facts.get("registry", b"")
+        return contents
+
+    def _claim(self, purpose: str, address: Address) -> list[socket.socket]:
+        """Listening sockets for an address: those of the old process, else new ones. Raises `OSError`."""
+        return self._inherited.pop(f"{purpose} {address}", None) or open_sockets(address)
+
+    async def _take_connections(self, predecessor: Predecessor) -> None:
+        await predecessor.take_connections(self.plane)
+        leaving = (e for s in self.table.services.values() for e in s.endpoints.values())
+        self.depart([Departure(e, Cause.DRAINING) for e in leaving if e.state is State.DRAINING], None)
+
+    async def _stop_tasks(self, *names: str) -> None:
+        stopped = [task for task in self._tasks if task.get_name() in names]
+        self._tasks = [task for task in self._tasks if task not in stopped]
+        for task in stopped:
+            task.cancel()
+        await asyncio.gather(*stopped, return_exceptions=True)
 
     def watch_file(self) -> None:
         """Reload whenever the configuration file's content changes."""
@@ -360,86 +481,10 @@ def _watched(config: Config) -> frozenset[str]:
     return frozenset(name for name, service in config.services.items() if service.instances is None)
 
 
+def _embedded(config: Config) -> EmbeddedRegistry:
+    return next(registry for registry in config.registry if isinstance(registry, EmbeddedRegistry))
+
+
 def _import_the_rest() -> None:
     for module in ("aiohttp.web", "proxy.admin", "discovery.build"):
         importlib.import_module(module)
-
-
-def notify(state: str) -> None:
-    """Tell systemd (`Type=notify`), when it asked to be told. See sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(state.encode())
-
-
-async def until_signalled() -> None:
-    """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-    signalled = asyncio.Event()
-
-    def ask() -> None:
-        if signalled.is_set():
-            os._exit(1)
-        signalled.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask)
-    await signalled.wait()
-
-
-def set_up_logging() -> None:
-    """The process log: lines for people on standard error."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.Formatter.converter = time.gmtime
-    # It tells of every change in the folder of the configuration, whatever file that is.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-
-
-async def _serve(app: App) -> int:
-    loop = asyncio.get_running_loop()
-    signalled = asyncio.ensure_future(until_signalled())
-    try:
-        await app.start()
-        loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
-        loop.add_signal_handler(signal.SIGUSR1, lambda: app.plane.log.reopen())
-        app.watch_file()
-        notify(f"READY=1\nMAINPID={os.getpid()}")
-        _log.info("%s", app.where())
-        await signalled
-        notify("STOPPING=1")
-        await app.drain()
-    except OSError as error:
-        print(f"holdfast: {error.strerror or error}", file=sys.stderr)
-        return 1
-    finally:
-        signalled.cancel()
-        await app.close()
-    return 0
-
-
-def run_app(main: Callable[[], Any]) -> int:
-    """Run a coroutine function on uvloop; its result is the exit code."""
-    import uvloop
-
-    result: int = uvloop.run(main())
-    return result
-
-
-def run(path: str) -> int:
-    """`holdfast run`: until SIGTERM or SIGINT. Exit codes: 0 done, 1 failed, 2 wrong configuration."""
-    set_up_logging()
-    try:
-        config = load(path, environ=os.environ)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-    async def main() -> int:
-        return await _serve(App(config, path))
-
-    return run_app(main)

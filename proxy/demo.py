@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.schema import Config
-from proxy.app import App, run_app, until_signalled
+from proxy.app import App
+from proxy.process import run_app, until_signalled
 
 _AGAIN = 0.3
 """Seconds before an instance that has ended is started again."""

@@ -14,10 +14,11 @@ import socket
 import struct
 import termios
 from enum import Enum
-from typing import cast
+from typing import Any, cast
 
 from proxy.errors import ProxyError, Reason, error_response
 from proxy.exchange import Exchange
+from proxy.handover import Parked
 from proxy.head import parse_request
 from proxy.headers import Peer, client_address, is_trusted
 from proxy.plane import Plane
@@ -350,6 +351,29 @@ class Downstream(asyncio.Protocol):
         self.exchange = None
         self._leave()
         return ahead
+
+    # -- between processes ---------------------------------------------------------------------------------
+
+    def save(self) -> tuple[dict[str, Any], asyncio.Transport] | None:
+        """What another process needs to go on with it, and the connection; None while an answer is due."""
+        if self._stage not in (Stage.IDLE, Stage.HEAD) or self._ended or self.stalled:
+            return None
+        facts = {"scheme": self._scheme, "address": self.peer.address, "buffer": self._buffer}
+        return facts, self.transport
+
+    def let_go(self) -> None:
+        """Another process has it now: leave this one's books without ending it."""
+        self._leave()
+
+    @classmethod
+    def load(cls, plane: Plane, saved: dict[str, Any], connection: Parked) -> None:
+        """Go on with a connection, from what `save` gave in another process."""
+        client = cls(plane, saved["scheme"])
+        client.connection_made(connection.transport)
+        client.set_peer(saved["address"])
+        if saved["buffer"]:
+            client.data_received(saved["buffer"])
+        connection.give_to(client)
 
     def _leave(self) -> None:
         if self._stage is not Stage.CLOSED:

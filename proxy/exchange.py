@@ -20,7 +20,7 @@ from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead,
 from proxy.headers import Peer, forward_request, forward_response, without_extensions
 from proxy.metrics import record
 from proxy.mirror import mirror
-from proxy.moving import MovingTunnel
+from proxy.moving import MovingTunnel, chosen_protocol
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.retry import Failure, may_retry
 from proxy.table import RouteState
@@ -434,7 +434,9 @@ class Exchange:
         if self._moves:
             handshake = forward_request(head, client.peer, self._request_id, self._trace)
             secure = client.peer.scheme == "https"
-            tunnel = MovingTunnel(plane, route, lease, origin, handshake, response, secure=secure)
+            tunnel = MovingTunnel(
+                plane, route, lease, origin, handshake, chosen_protocol(response), secure=secure
+            )
         else:
             tunnel = PlainTunnel(plane, route, lease, origin, websocket=response.upgrade == b"websocket")
         tunnel.open(client.transport, upstream, self._rest + ahead, rest)

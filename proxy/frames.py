@@ -36,6 +36,13 @@ class CloseCode(IntEnum):
 class FrameError(ValueError):
     """The bytes are not WebSocket frames, or come in an order that RFC 6455 forbids."""
 
+    before: list[Cut]
+    """Set by a `FrameCutter`: the frames that came before the error."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.before = []
+
 
 class FrameFollower:
     """One direction of a WebSocket. Knows the frames' headers; payloads go by unseen, but for a Close's."""
@@ -50,6 +57,18 @@ class FrameFollower:
         """Messages whose last frame has begun."""
         self.close_code = 0
         """Of the Close frame that has passed whole: its status, or 1005 for none. 0 while open."""
+
+    def save(self) -> tuple[int, bytes, bool, int, int]:
+        """Everything it knows, for `load` in another process."""
+        return self._left, self._carry, self._fragmented, self.messages, self.close_code
+
+    @classmethod
+    def load(cls, saved: tuple[int, bytes, bool, int, int]) -> FrameFollower:
+        """The follower that `save` was called on."""
+        follower = cls()
+        follower._left, follower._carry, follower._fragmented = saved[:3]
+        follower.messages, follower.close_code = saved[3:]
+        return follower
 
     @property
     def boundary(self) -> bool:
@@ -143,15 +162,17 @@ def _close_code(frame: bytes) -> int:
 
 def encode_frame(opcode: Opcode, payload: bytes = b"", mask: bytes = b"") -> bytes:
     """One whole frame. `mask` is the four-byte masking key of a frame towards a server, empty otherwise."""
-    size = len(payload)
-    bit = 0x80 if mask else 0
-    if size < 126:
-        header = bytes((0x80 | opcode, bit | size))
-    elif size < 1 << 16:
-        header = struct.pack("!BBH", 0x80 | opcode, bit | 126, size)
-    else:
-        header = struct.pack("!BBQ", 0x80 | opcode, bit | 127, size)
+    header = _header(0x80 | opcode, len(payload), 0x80 if mask else 0)
     return header + mask + apply_mask(payload, mask) if mask else header + payload
+
+
+def _header(first: int, size: int, mask_bit: int) -> bytes:
+    """A frame up to its masking key: its first byte, and the length of its payload."""
+    if size < 126:
+        return bytes((first, mask_bit | size))
+    if size < 1 << 16:
+        return struct.pack("!BBH", first, mask_bit | 126, size)
+    return struct.pack("!BBQ", first, mask_bit | 127, size)
 
 
 def apply_mask(payload: bytes, mask: bytes) -> bytes:
@@ -168,70 +189,111 @@ def encode_close(code: int, reason: str = "", mask: bytes = b"") -> bytes:
 
 
 Cut = tuple[int, bytes, bool]
-"""First byte of a frame (`PART`: a later part of a large one), its bytes, whether a message ends with it."""
-PART = -1
+"""First byte of a frame, the whole frame, and whether a message ends with it (never a control frame)."""
 
 
 class FrameCutter:
     """Cuts one direction of a WebSocket into whole frames, so that none is ever half passed on.
 
-    Frames larger than `most` bytes would have to be stored to be kept whole: they come in parts. `masked`
-    says whether the sender must mask, as clients must and servers must not (RFC 6455 5.1).
+    A frame larger than `most` bytes would have to be stored to be kept whole: it comes as several frames of
+    one fragmented message instead (RFC 6455 section 5.4 allows that where no extension is in use), so that a
+    control frame can be put behind whatever has come out. `masked` says whether the sender must mask, as
+    clients must and servers must not (section 5.1).
     """
 
-    __slots__ = ("_buffer", "_fragmented", "_left", "_masked", "_most")
+    __slots__ = ("_buffer", "_fragmented", "_key", "_last", "_left", "_masked", "_most", "_opcode")
 
     def __init__(self, masked: bool, most: int) -> None:
         self._masked = 0x80 if masked else 0
         self._most = most
         self._buffer = b""
-        self._left = 0
         self._fragmented = False
+        self._left = 0
+        """Payload bytes of a large frame that have not come out yet."""
+        self._opcode = 0
+        """Of the next part of that frame."""
+        self._last = 0
+        """The FIN bit of that frame."""
+        self._key = b""
+        """The masking key of its next part."""
 
-    @property
-    def within_frame(self) -> bool:
-        """Whether a large frame has been given out in part."""
-        return self._left > 0
+    def save(self) -> tuple[bytes, bool, int, int, int, bytes]:
+        """Everything it knows, for `load` in another process."""
+        return self._buffer, self._fragmented, self._left, self._opcode, self._last, self._key
+
+    def load(self, saved: tuple[bytes, bool, int, int, int, bytes]) -> None:
+        """Go on from where `save` was called."""
+        self._buffer, self._fragmented, self._left, self._opcode, self._last, self._key = saved
 
     def feed(self, data: bytes) -> list[Cut]:
-        """What arrived, as frames. Raises `FrameError` for what RFC 6455 forbids without extensions."""
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
+        """What arrived, as frames.
+
+        Raises `FrameError` for what RFC 6455 forbids without extensions; its `before` are the frames that
+        came first. Nothing can be fed after that.
+        """
+        if not (self._buffer or self._left or self._fragmented) and len(data) > 1:
+            # Most of what passes is one short message in one piece.
+            length = data[1] - self._masked
+            if data[0] in _WHOLE and 0 <= length < 126 and len(data) == length + (6 if self._masked else 2):
+                return [(data[0], data, True)]
         cuts: list[Cut] = []
+        try:
+            self._cut(self._buffer + data if self._buffer else data, cuts)
+        except FrameError as error:
+            error.before = cuts
+            raise
+        return cuts
+
+    def _cut(self, data: bytes, cuts: list[Cut]) -> None:
         position, size = 0, len(data)
-        if self._left and size:
-            position = min(self._left, size)
-            self._left -= position
-            cuts.append((PART, data[:position], not self._left and not self._fragmented))
-        while size - position >= 2:
+        while True:
+            if self._left:
+                take = min(self._left, size - position)
+                if take < self._left and take < self._most:
+                    break
+                cuts.append(self._part(data[position : position + take]))
+                position += take
+                continue
+            if size - position < 2:
+                break
             first, second = data[position], data[position + 1]
             if second & 0x80 != self._masked:
                 raise FrameError("a frame is masked, or not masked, against its direction")
             length = second & 0x7F
             start = position + (6 if self._masked else 2)
-            if length > 125:
+            if length > 125 and not first & 0x08:
                 wide = 2 if length == 126 else 8
                 start += wide
                 if start > size:
+                    self._check(first, 0)
                     break
                 length = int.from_bytes(data[position + 2 : position + 2 + wide], "big")
             self._check(first, length)
             end = start + length
-            if end > size:
-                if end - position <= self._most or start > size:
-                    break
-                # Only a data frame is as large as this.
-                self._fragmented = not first & 0x80
-                self._left = end - size
-                cuts.append((first, data[position:], False))
-                return cuts
+            if end > size and (first & 0x08 or start > size or end - position <= self._most):
+                break
             if not first & 0x08:
                 self._fragmented = not first & 0x80
-            cuts.append((first, data[position:end], not self._fragmented))
+            if end > size:
+                # Only a data frame is as large as this.
+                self._left, self._opcode, self._last = length, first & 0x0F, first & 0x80
+                self._key = data[start - 4 : start] if self._masked else b""
+                position = start
+                continue
+            cuts.append((first, data[position:end], not (first & 0x08 or self._fragmented)))
             position = end
         self._buffer = data[position:]
-        return cuts
+
+    def _part(self, payload: bytes) -> Cut:
+        """The next part of a large frame, as a frame of its own."""
+        size = len(payload)
+        self._left -= size
+        last = self._last if not self._left else 0
+        frame = _header(last | self._opcode, size, self._masked) + self._key + payload
+        cut = (last | self._opcode, frame, last != 0)
+        self._opcode = 0
+        self._key = self._key[size % 4 :] + self._key[: size % 4]
+        return cut
 
     def _check(self, first: int, length: int) -> None:
         opcode = first & 0x0F
@@ -240,8 +302,15 @@ class FrameCutter:
         if opcode & 0x08:
             if opcode > Opcode.PONG or length > 125 or not first & 0x80:
                 raise FrameError("a control frame is unknown, long or fragmented")
+            if opcode == Opcode.CLOSE and length == 1:
+                raise FrameError("a Close has half a status code")
         elif opcode > Opcode.BINARY or (opcode == Opcode.CONTINUATION) is not self._fragmented:
             raise FrameError("a frame begins or continues a message at the wrong place")
+        if length >> 63:
+            raise FrameError("a length has its highest bit set")
+
+
+_WHOLE = (0x80 | Opcode.TEXT, 0x80 | Opcode.BINARY)
 
 
 def payload_of(frame: bytes) -> bytes:

@@ -128,11 +128,12 @@ def load_certificates(context: ssl.SSLContext, tls: TLS) -> None:
 class Listener:
     """One entry of `listen`, open."""
 
-    def __init__(self, plane: Plane, config: Listen) -> None:
+    def __init__(self, plane: Plane, config: Listen, sockets: list[socket.socket] | None = None) -> None:
+        """`sockets` listen already, as those that another process hands over. Raises `OSError`."""
         self._plane = plane
         self.config = config
         self._context = make_context(config.tls) if config.tls is not None else None
-        self._sockets = open_sockets(config.address)
+        self.sockets = sockets or open_sockets(config.address)
         self._servers: list[asyncio.Server] = []
 
     @property
@@ -140,18 +141,18 @@ class Listener:
         """Where it listens, with the real port."""
         if self.config.address.path:
             return self.config.address
-        return Address(self.config.address.host, self._sockets[0].getsockname()[1])
+        return Address(self.config.address.host, self.sockets[0].getsockname()[1])
 
     async def start(self) -> None:
         """Begin to accept."""
-        for sock in self._sockets:
+        for sock in self.sockets:
             self._servers.append(
                 await self._plane.loop.create_server(
-                    self._make_protocol, sock=sock, ssl=self._context, backlog=_BACKLOG
+                    self._make_protocol, sock=sock.dup(), ssl=self._context, backlog=_BACKLOG
                 )
                 if sock.family != socket.AF_UNIX
                 else await self._plane.loop.create_unix_server(
-                    self._make_protocol, sock=sock, ssl=self._context, backlog=_BACKLOG
+                    self._make_protocol, sock=sock.dup(), ssl=self._context, backlog=_BACKLOG
                 )
             )
 
@@ -164,14 +165,14 @@ class Listener:
         downstream = Downstream(self._plane, "http" if self._context is None else "https")
         return ProxyHeader(self._plane, downstream) if self.config.proxy_protocol else downstream
 
-    def stop(self) -> None:
-        """Accept nothing more; connections that are open stay."""
+    def stop(self, *, for_good: bool = True) -> None:
+        """Accept nothing more; connections that are open stay. `for_good`: no other process listens here."""
         for server in self._servers:
             server.close()
         self._servers.clear()
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.close()
-        if self.config.address.path:
+        if self.config.address.path and for_good:
             with contextlib.suppress(FileNotFoundError):
                 Path(self.config.address.path).unlink()
 

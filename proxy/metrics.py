@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.endpoint import Endpoint
 
@@ -105,6 +105,22 @@ def _newcomer(versions: dict[str, Traffic], version: str) -> Traffic:
     return traffic
 
 
+def save_traffic(traffic: dict[str, Traffic]) -> dict[str, Any]:
+    """A route's figures as plain values, for `load_traffic` in another process."""
+    return {
+        version: (t.outcomes, t.latency.buckets, t.latency.sum, t.bytes_in, t.bytes_out)
+        for version, t in traffic.items()
+    }
+
+
+def load_traffic(traffic: dict[str, Traffic], saved: dict[str, Any]) -> None:
+    """Go on from what `save_traffic` gave."""
+    for version, (outcomes, buckets, total, bytes_in, bytes_out) in saved.items():
+        there = traffic[version] = Traffic()
+        there.outcomes, there.bytes_in, there.bytes_out = outcomes, bytes_in, bytes_out
+        there.latency.buckets, there.latency.sum = buckets, total
+
+
 class Counters:
     """Process-wide figures. The data plane adds to the plain ones directly."""
 
@@ -150,6 +166,22 @@ class Counters:
         self.loop_lag = Histogram(LAG_BOUNDS)
         """Lateness of a periodic timer, in seconds."""
 
+    def save(self) -> dict[str, Any]:
+        """The totals as plain values, for `load` in another process."""
+        return {name: getattr(self, name) for name in _TOTALS} | {
+            "move_pauses": (self.move_pauses.buckets, self.move_pauses.sum),
+            "evictions": {names: (h.buckets, h.sum) for names, h in self.evictions.items()},
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` gave."""
+        for name in _TOTALS:
+            setattr(self, name, saved[name])
+        self.move_pauses.buckets, self.move_pauses.sum = saved["move_pauses"]
+        for names, (buckets, total) in saved["evictions"].items():
+            histogram = self.evictions[names] = Histogram(EVICTION_BOUNDS)
+            histogram.buckets, histogram.sum = buckets, total
+
     def bad_request(self, reason: str) -> None:
         """Count a request that was answered before it had a route."""
         self.bad_requests[reason] = self.bad_requests.get(reason, 0) + 1
@@ -172,3 +204,18 @@ class Counters:
         if histogram is None:
             histogram = self.evictions[registry, kind] = Histogram(EVICTION_BOUNDS)
         histogram.observe(seconds)
+
+
+_TOTALS = (
+    "bad_requests",
+    "connections_accepted",
+    "connections_refused",
+    "moves_failed",
+    "requests_total",
+    "retries",
+    "tunnel_closes",
+    "tunnels_total",
+    "upstream_connect_failures",
+    "upstream_connects",
+)
+"""Counters that only grow. How many are open now is for each process to say of itself."""

@@ -11,12 +11,14 @@ import base64
 import hashlib
 import os
 import re
+from typing import Any
 
 from config.schema import Replay, WebSocket
 from proxy.choose import choose
 from proxy.endpoint import Endpoint, Lease, State
 from proxy.errors import ProxyError, Reason
 from proxy.frames import CloseCode
+from proxy.handover import Parked
 from proxy.head import RequestHead, ResponseHead, parse_request, parse_response
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.relay import Phase, Port, Relay, Rules
@@ -47,6 +49,11 @@ def rules_of(config: WebSocket) -> Rules:
         whole=config.migrate.frame,
         pace=kept.pace,
     )
+
+
+def chosen_protocol(response: ResponseHead) -> bytes:
+    """The subprotocol that an instance has chosen; empty for none."""
+    return _value(response, _PROTOCOL)
 
 
 def _value(response: ResponseHead, name: bytes) -> bytes:
@@ -177,14 +184,14 @@ class MovingTunnel(Tunnel, Port):
         lease: Lease,
         origin: Origin,
         handshake: bytes,
-        response: ResponseHead,
+        protocol: bytes,
         *,
         secure: bool,
     ) -> None:
-        """`handshake` is the request as it went to the first instance, `response` what that one answered."""
+        """`handshake` is the request as it went to the first instance, `protocol` what that one chose."""
         super().__init__(plane, route, lease, origin, websocket=True)
         self._handshake = handshake
-        self._protocol = _value(response, _PROTOCOL)
+        self._protocol = protocol
         self._secure = secure
         self._relay = Relay(rules_of(self.rules), self, lambda: os.urandom(4))
         self._client: asyncio.Transport | None = None
@@ -222,10 +229,36 @@ class MovingTunnel(Tunnel, Port):
 
     def _attach(self, upstream: Upstream) -> None:
         upstream.forget()
-        server = self._server = _ServerLeg(self, upstream.transport)
-        upstream.transport.set_protocol(server)
-        if not upstream.transport.is_closing():
-            upstream.transport.resume_reading()
+        transport = upstream.transport
+        server = self._server = _ServerLeg(self, transport)
+        transport.set_protocol(server)
+        if not transport.is_closing():
+            transport.resume_reading()
+
+    def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
+        """See `Tunnel.save`."""
+        relay = self._relay.save()
+        if relay is None or self._client is None or self._server is None or self._moving:
+            return None
+        saved = self.save_life() | {
+            "relay": relay,
+            "handshake": self._handshake,
+            "protocol": self._protocol,
+            "secure": self._secure,
+            "bytes": (self._bytes_in, self._bytes_out),
+        }
+        return saved, (self._client, self._server.transport)
+
+    def load(self, saved: dict[str, Any], client: Parked, server: Parked) -> None:
+        """Go on with both connections, from what `save` gave in another process."""
+        self.load_life(saved)
+        self._bytes_in, self._bytes_out = saved["bytes"]
+        self._client = client.transport
+        leg = self._server = _ServerLeg(self, server.transport)
+        self.opened()
+        self._relay.load(saved["relay"], self.plane.clock())
+        server.give_to(leg)
+        client.give_to(_ClientLeg(self))
 
     # -- bytes ---------------------------------------------------------------------------------------------
 

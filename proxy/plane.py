@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Protocol
+from typing import Any, Protocol
 
 from config.schema import Config
 from proxy.accesslog import AccessLog
@@ -33,6 +33,12 @@ class Client(Protocol):
 
     def shut_when_idle(self) -> None:
         """The proxy is ending: close as soon as nothing is under way."""
+
+    def save(self) -> tuple[dict[str, Any], asyncio.Transport] | None:
+        """What another process needs to go on with it, and the connection; None if it cannot now."""
+
+    def let_go(self) -> None:
+        """Another process has it now."""
 
 
 class Plane:

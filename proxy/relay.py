@@ -22,10 +22,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.frames import (
-    PART,
     CloseCode,
     Cut,
     FrameCutter,
@@ -43,7 +42,13 @@ PING = b"holdfast-ping"
 """Payload of the pings that ask whether a side is alive; their pongs go no further."""
 _BARRIER = b"holdfast-barrier:"
 _GOODBYE = 3.0
-"""Seconds in which a Close that we said must be answered."""
+"""Seconds in which a Close that we said must be answered; an instance's time begins anew while it speaks."""
+_LAST_WORDS = 10.0
+"""Seconds after which an instance that only speaks and never answers Close is left all the same."""
+_DEATHS = 5
+"""Instances in a row that may die on the same messages before the messages are to blame."""
+_HASTE = 0.1
+"""Share of `Rules.pace` between two barriers when the client has to wait for them."""
 _LEAVING = (CloseCode.GOING_AWAY, CloseCode.SERVICE_RESTART)
 
 
@@ -85,6 +90,10 @@ class Phase(Enum):
 
 _HELD = frozenset({Phase.QUIETING, Phase.CLOSING, Phase.DIALING})
 """Phases in which the client's messages wait."""
+_OPEN = frozenset({Phase.RELAYING, Phase.SETTLING})
+"""Phases in which the client's messages are passed on."""
+_ATTACHED = frozenset({Phase.RELAYING, Phase.SETTLING, Phase.QUIETING})
+"""Phases in which the instance has not been told Close, nor has told us."""
 
 
 class Port(Protocol):
@@ -114,12 +123,40 @@ class Port(Protocol):
     def end(self, code: int, side: str) -> None:
         """Flush and close both connections: all is said. `side` is who closed."""
 
-    def cut(self, reason: str) -> None:
-        """Close both connections at once: not even a Close could be said."""
-
 
 class Relay:
     """One tunnel's two directions. `mask` makes four random bytes."""
+
+    __slots__ = (
+        "_alarm",
+        "_backlog",
+        "_backlog_bytes",
+        "_barrier",
+        "_barrier_after",
+        "_beyond_keeping",
+        "_client",
+        "_client_open",
+        "_client_paused",
+        "_deaths",
+        "_farewell",
+        "_goodbye",
+        "_kept",
+        "_leave_by",
+        "_mask",
+        "_message",
+        "_number",
+        "_pings",
+        "_port",
+        "_read",
+        "_rules",
+        "_sent",
+        "_server",
+        "_server_open",
+        "messages_in",
+        "messages_out",
+        "phase",
+        "token",
+    )
 
     def __init__(self, rules: Rules, port: Port, mask: Callable[[], bytes]) -> None:
         self._rules = rules
@@ -141,25 +178,30 @@ class Relay:
         """Client frames that wait for the next instance."""
         self._backlog_bytes = 0
         self._sent: deque[tuple[int, bytes]] = deque()
-        """Client messages by number, sent and not known to have been read."""
+        """Client messages by number, sent and not known to have been read; empty: too large to be kept."""
         self._read: deque[tuple[float, bytes]] = deque()
         """Client messages that a barrier has confirmed, and until when they are kept all the same."""
         self._kept = 0
         """Bytes in `_sent`, `_read` and `_message`."""
-        self._message: list[bytes] = []
-        """Frames of the client message under way."""
+        self._message = bytearray()
+        """Frames of the client message under way, when it comes in several."""
         self._beyond_keeping = False
         """The client message under way is larger than what can be kept."""
         self._number = 0
         self._barrier = 0
         """Number of the last message before the barrier that is out; 0: none is."""
         self._barrier_after = 0.0
+        self._deaths = 0
+        """Instances that died since one has confirmed anything."""
         self._client_paused = False
         self._pings: deque[bytes] = deque(maxlen=8)
         """Payloads of client pings that nobody has answered yet."""
-        self._settle_by = NEVER
+        self._leave_by = NEVER
+        """When the present step of leaving an instance has to be over."""
         self._alarm = NEVER
         self._farewell = (0, "")
+        self._goodbye: bytes | None = None
+        """Payload of the client's Close, once it has come."""
 
     # -- the client ----------------------------------------------------------------------------------------
 
@@ -170,132 +212,172 @@ class Relay:
         try:
             cuts = self._client.feed(data)
         except FrameError as error:
+            for cut in error.before:
+                self._from_client(cut, now)
             self.finish(CloseCode.PROTOCOL_ERROR, str(error), now)
             return
         for cut in cuts:
             self._from_client(cut, now)
-        if self._rules.replay and self.phase is Phase.RELAYING:
+        if self._sent and not self._barrier:
             self._confirm_more(now)
 
     def _from_client(self, cut: Cut, now: float) -> None:
-        phase = self.phase
         first, data, ends = cut
-        if first != PART and first & 0x08:
+        if self._goodbye is not None:
+            return  # RFC 6455 5.5.1: nothing follows a Close
+        if first & 0x08:
             self._client_control(first & 0x0F, data, now)
-        elif phase in _HELD:
-            self._backlog.append(cut)
-            self._backlog_bytes += len(data)
-            if self._backlog_bytes > self._rules.kept:
-                self._pause_client(True)
-        elif phase in (Phase.RELAYING, Phase.SETTLING):
+        elif self.phase in _OPEN:
             self._send_part(data, ends, now)
+        elif self.phase in _HELD:
+            self._hold_back(cut)
+
+    def _hold_back(self, cut: Cut) -> None:
+        self._backlog.append(cut)
+        self._backlog_bytes += len(cut[1])
+        if self._backlog_bytes > self._rules.kept or len(self._backlog) > self._rules.messages:
+            self._pause_client(True)
 
     def _client_control(self, opcode: int, frame: bytes, now: float) -> None:
-        phase = self.phase
+        phase, payload = self.phase, payload_of(frame)
         if opcode == Opcode.CLOSE:
-            self._client_close(frame, now)
-        elif opcode == Opcode.PONG and payload_of(frame) == PING:
-            pass
-        elif phase in _HELD:
-            if opcode == Opcode.PING:
-                self._pong(payload_of(frame))
-        elif phase in (Phase.RELAYING, Phase.SETTLING):
-            if opcode == Opcode.PING:
-                self._pings.append(payload_of(frame))
+            self._client_close(frame, payload, now)
+        elif opcode == Opcode.PONG:
+            if phase in _ATTACHED and payload != PING:
+                self._port.to_server(frame)
+        elif phase in _OPEN:
+            self._pings.append(payload)
             self._port.to_server(frame)
+        elif phase in _HELD:
+            self._pong(payload)
 
-    def _client_close(self, frame: bytes, now: float) -> None:
-        code = int.from_bytes(payload_of(frame)[:2], "big") or int(CloseCode.NO_STATUS)
-        if self.phase is Phase.ENDING:
+    def _client_close(self, frame: bytes, payload: bytes, now: float) -> None:
+        self._goodbye = payload
+        phase = self.phase
+        if phase is Phase.ENDING:
             if self._farewell[1] == "upstream":
                 self._port.to_server(frame)
             self._over(*self._farewell)
-        elif self.phase in (Phase.RELAYING, Phase.SETTLING):
-            self.phase = Phase.CLIENT_CLOSING
-            self._farewell = (code, "client")
+        elif phase in _ATTACHED:
+            # While it is only being waited for, the old instance can still be given everything.
+            self._send_backlog(now)
+            self._client_closing(frame, now)
+        elif self._backlog or self._sent or self._read or self._client_open:
+            # Somebody has yet to read what was said before.
+            self._hold_back((frame[0], frame, False))
+        elif phase is Phase.CLOSING:
+            self._client_closing(b"", now)
+        else:
+            self._answer_close()
+
+    def _client_closing(self, frame: bytes, now: float) -> None:
+        """The client's Close is passed on; the instance's answer ends the tunnel."""
+        self.phase = Phase.CLIENT_CLOSING
+        self._farewell = (_code_of(self._goodbye or b""), "client")
+        if frame:
             self._port.to_server(frame)
-            self._set_alarm(now + _GOODBYE)
-        elif self.phase in _HELD:
-            # Nobody is there to answer it but us.
-            if not self._server.within_frame:
-                self._port.to_client(encode_frame(Opcode.CLOSE, payload_of(frame)))
-            self._over(code, "client")
+        self._set_alarm(now + _GOODBYE)
+
+    def _answer_close(self) -> None:
+        """Nobody but us is there to answer the client's Close."""
+        payload = self._goodbye or b""
+        self._port.to_client(encode_frame(Opcode.CLOSE, payload[:2]))
+        self._over(_code_of(payload), "client")
 
     def _send_part(self, data: bytes, ends: bool, now: float) -> None:
         self._port.to_server(data)
-        self._client_open = not ends
-        if self._rules.replay:
-            self._keep(data, ends)
         if ends:
             self.messages_in += 1
-            if self.phase is Phase.SETTLING:
-                self._hold_client(now)
+        if self._rules.replay or not ends or self._client_open:
+            self._keep(data, ends)
+        self._client_open = not ends
+        if ends and self.phase is Phase.SETTLING:
+            self._hold_client(now)
+
+    def _send_backlog(self, now: float) -> None:
+        backlog, self._backlog = self._backlog, deque()
+        self._backlog_bytes = 0
+        for first, data, ends in backlog:
+            if first & 0x08:
+                self._client_closing(data, now)
+            else:
+                self._send_part(data, ends, now)
 
     # -- keeping and confirming ----------------------------------------------------------------------------
 
     def _keep(self, data: bytes, ends: bool) -> None:
-        if not self._beyond_keeping:
-            self._message.append(data)
-            self._kept += len(data)
-            if sum(map(len, self._message)) > self._rules.kept:
-                self._kept -= sum(map(len, self._message))
-                self._message = []
-                self._beyond_keeping = True
-        if ends:
-            self._number += 1
+        """Keep a client message: without replay only while it is half sent, so that it can begin anew."""
+        if ends and not self._client_open:
+            whole = data if len(data) <= self._rules.kept else b""
+            self._kept += len(whole)
+        else:
             if not self._beyond_keeping:
-                whole = self._message[0] if len(self._message) == 1 else b"".join(self._message)
-                self._sent.append((self._number, whole))
-                if self._kept > self._rules.kept or len(self._sent) + len(self._read) > self._rules.messages:
-                    self._pause_client(True)
-            self._message = []
+                self._message += data
+                self._kept += len(data)
+                if len(self._message) > self._rules.kept:
+                    self._kept -= len(self._message)
+                    self._message.clear()
+                    self._beyond_keeping = True
+            if not ends:
+                return
+            whole = bytes(self._message)
+            self._message.clear()
             self._beyond_keeping = False
+            if not self._rules.replay:
+                self._kept -= len(whole)
+                return
+        self._number += 1
+        self._sent.append((self._number, whole))
+        if self._kept > self._rules.kept or len(self._sent) + len(self._read) > self._rules.messages:
+            self._pause_client(True)
 
     def _confirm_more(self, now: float) -> None:
-        """Send a barrier when one is due, else see to it that it will be looked at again."""
-        if self.phase is not Phase.RELAYING:
+        """Send a barrier if one is due, and see to it that what waits for its time is looked at again."""
+        if self.phase not in _OPEN:
             return
-        self._forget(now)
-        if not self._sent or self._barrier:
-            return
-        crowded = self._client_paused or self._kept * 2 > self._rules.kept
-        if (now >= self._barrier_after or crowded) and not self._client.within_frame:
-            if self._port.may_barrier() or crowded:
-                self._barrier = self._number
+        if self._sent and not self._barrier:
+            crowded = self._client_paused or self._kept * 2 > self._rules.kept
+            due = self._barrier_after - (self._rules.pace * (1.0 - _HASTE) if crowded else 0.0)
+            if now >= due:
                 self._barrier_after = now + self._rules.pace
-                self._port.to_server(
-                    encode_frame(Opcode.PING, _BARRIER + str(self._barrier).encode(), self._mask())
-                )
-                return
-            self._barrier_after = now + self._rules.pace
-        self._set_alarm(min(self._alarm, max(self._barrier_after, now)))
+                if self._port.may_barrier() or crowded:
+                    self._barrier = self._number
+                    payload = _BARRIER + str(self._barrier).encode()
+                    self._port.to_server(encode_frame(Opcode.PING, payload, self._mask()))
+                    return
+                due = self._barrier_after
+            self._set_alarm(min(self._alarm, due))
 
     def _confirmed(self, number: int, now: float) -> None:
-        if number != self._barrier:
+        if number != self._barrier or not number:
             return
         self._barrier = 0
+        self._deaths = 0
         until = now + self._rules.hold
         while self._sent and self._sent[0][0] <= number:
             self._read.append((until, self._sent.popleft()[1]))
-        self._set_alarm(min(self._alarm, until))
-        self._confirm_more(now)
+        if self.phase in _OPEN:
+            self._forget(now)
+            self._confirm_more(now)
 
     def _forget(self, now: float) -> None:
-        """Let go of what was confirmed long enough ago."""
-        while self._read and self._read[0][0] <= now:
-            self._kept -= len(self._read.popleft()[1])
+        """Let go of what was confirmed long enough ago, and of the client, if there is room again."""
+        read = self._read
+        while read and read[0][0] <= now:
+            self._kept -= len(read.popleft()[1])
+        if read:
+            self._set_alarm(min(self._alarm, read[0][0]))
         if (
             self._client_paused
-            and self.phase is Phase.RELAYING
             and self._kept <= self._rules.kept
-            and len(self._sent) + len(self._read) < self._rules.messages
+            and len(self._sent) + len(read) < self._rules.messages
         ):
             self._pause_client(False)
 
     def _forget_all(self) -> None:
         self._sent.clear()
         self._read.clear()
-        self._kept = sum(map(len, self._message))
+        self._kept = len(self._message)
         self._barrier = 0
 
     def _pause_client(self, paused: bool) -> None:
@@ -307,23 +389,29 @@ class Relay:
 
     def server_data(self, data: bytes, now: float) -> None:
         """Bytes from the instance."""
-        if self.phase in (Phase.OVER, Phase.DIALING, Phase.ENDING):
-            return
+        broken = False
         try:
-            cuts = self._server.feed(data)
-        except FrameError:
-            self.server_lost(now)
-            return
+            cuts = self._server.feed(data) if self._hears else []
+        except FrameError as error:
+            cuts, broken = error.before, True
         for cut in cuts:
-            self._from_server(cut, now)
-        if self.phase is Phase.QUIETING and now < self._settle_by:
-            self._set_alarm(min(now + self._rules.quiet, self._settle_by))
+            if self._hears:
+                self._from_server(cut, now)
+        if broken and self._hears:
+            self.server_lost(now)
+        elif self.phase is Phase.QUIETING:
+            self._set_alarm(max(now, min(now + self._rules.quiet, self._leave_by)))
+        elif self.phase is Phase.CLOSING:
+            self._set_alarm(max(now, min(now + _GOODBYE, self._leave_by)))
+
+    @property
+    def _hears(self) -> bool:
+        """Whether what the instance says still matters."""
+        return self.phase not in (Phase.OVER, Phase.DIALING, Phase.ENDING)
 
     def _from_server(self, cut: Cut, now: float) -> None:
-        if self.phase in (Phase.OVER, Phase.DIALING, Phase.ENDING):
-            return
         first, data, ends = cut
-        if first != PART and first & 0x08:
+        if first & 0x08:
             self._server_control(first & 0x0F, data, now)
             return
         self._port.to_client(data)
@@ -335,28 +423,26 @@ class Relay:
         payload = payload_of(frame)
         if opcode == Opcode.CLOSE:
             self._server_close(frame, payload, now)
+        elif opcode == Opcode.PING and payload.startswith(CHECKPOINT):
+            self.token = payload[len(CHECKPOINT) :]
+            if self.phase in _ATTACHED:
+                self._port.to_server(encode_frame(Opcode.PONG, payload, self._mask()))
+        elif opcode == Opcode.PONG and payload in self._pings:
+            self._pings.remove(payload)
+            self._port.to_client(frame)
         elif opcode == Opcode.PONG and payload.startswith(_BARRIER):
             number = payload[len(_BARRIER) :]
             if number.isdigit():
                 self._confirmed(int(number), now)
-        elif opcode == Opcode.PONG and payload == PING:
-            pass
-        elif opcode == Opcode.PING and payload.startswith(CHECKPOINT):
-            self.token = payload[len(CHECKPOINT) :]
-            if self.phase in (Phase.RELAYING, Phase.SETTLING, Phase.QUIETING):
-                self._port.to_server(encode_frame(Opcode.PONG, payload, self._mask()))
-        else:
-            if opcode == Opcode.PONG and payload in self._pings:
-                self._pings.remove(payload)
+        elif opcode != Opcode.PONG or payload != PING:
             self._port.to_client(frame)
 
     def _server_close(self, frame: bytes, payload: bytes, now: float) -> None:
-        code = int.from_bytes(payload[:2], "big") or int(CloseCode.NO_STATUS)
+        code = _code_of(payload)
         if self.phase is Phase.CLIENT_CLOSING:
             self._port.to_client(frame)
             self._over(self._farewell[0], "client")
-            return
-        if self.phase is Phase.CLOSING:
+        elif self.phase is Phase.CLOSING:
             self.token = payload[2:] or self.token
             self._forget_all()
             self._dial(died=False, now=now)
@@ -368,34 +454,45 @@ class Relay:
             self._port.to_client(frame)
             self._farewell = (code, "upstream")
             self.phase = Phase.ENDING
+            self._pause_client(False)
             self._set_alarm(now + _GOODBYE)
 
     def server_lost(self, now: float) -> None:
         """The instance's connection has ended without a Close, or says what no WebSocket says."""
         phase = self.phase
         if phase is Phase.CLIENT_CLOSING:
-            if not self._server.within_frame:
-                self._port.to_client(encode_close(CloseCode.GOING_AWAY))
-            self._over(self._farewell[0], "client")
-        elif phase in (Phase.RELAYING, Phase.SETTLING, Phase.QUIETING, Phase.CLOSING):
-            if not self._rules.replay and phase is not Phase.CLOSING:
-                self.finish(CloseCode.SERVICE_RESTART, "the instance died", now)
-            else:
-                self._dial(died=True, now=now)
+            self._answer_close()
+        elif phase is Phase.CLOSING or (self._rules.replay and phase in _ATTACHED):
+            self._deaths += 1
+            self._dial(died=True, now=now)
+        elif phase in _ATTACHED:
+            self.finish(CloseCode.SERVICE_RESTART, "the instance died", now)
 
     def _dial(self, *, died: bool, now: float) -> None:
-        if self._server_open:
-            # Half a message of the old instance is with the client: no other can finish it.
-            self.finish(CloseCode.SERVICE_RESTART, "the instance left within a message", now)
-            return
-        if self._client_open and not self._message:
-            # Half a message of the client is with the old instance, and was not kept.
-            self.finish(CloseCode.SERVICE_RESTART, "the instance left within a message", now)
-            return
         self.phase = Phase.DIALING
+        why = self._hopeless(died)
+        if why:
+            self.finish(CloseCode.SERVICE_RESTART, why, now)
+            return
         self._barrier = 0
+        self._server = FrameCutter(masked=False, most=self._rules.whole)
         self._set_alarm(NEVER)
+        # Those that nobody has answered and nobody else will.
+        while self._pings:
+            self._pong(self._pings.popleft())
         self._port.dial(self.token, died=died)
+
+    def _hopeless(self, died: bool) -> str:
+        """Why no other instance could go on; empty when one can."""
+        if self._server_open:
+            return "the instance left within a message"
+        if self._client_open and self._beyond_keeping:
+            return "the instance left within a message that is too large to be kept"
+        if died and not all(message for _, message in (*self._sent, *self._read)):
+            return "the instance may not have read a message that is too large to be kept"
+        if self._deaths >= _DEATHS and (self._sent or self._read or self._client_open):
+            return "one instance after the other died on the same messages"
+        return ""
 
     # -- hand-over -----------------------------------------------------------------------------------------
 
@@ -403,39 +500,31 @@ class Relay:
         """The instance is to be left as soon as that disturbs nobody. Nothing happens while it already is."""
         if self.phase is not Phase.RELAYING:
             return
-        self._settle_by = now + self._rules.patience
         if self._client_open:
             self.phase = Phase.SETTLING
+            self._leave_by = now + self._rules.patience
+            self._set_alarm(min(self._alarm, self._leave_by))
         else:
             self._hold_client(now)
 
     def _hold_client(self, now: float) -> None:
         self.phase = Phase.QUIETING
-        self._set_alarm(min(now + self._rules.quiet, max(self._settle_by, now)))
+        self._leave_by = now + self._rules.patience
+        self._set_alarm(now + min(self._rules.quiet, self._rules.patience))
 
     def connected(self, now: float) -> None:
         """The next instance has accepted: send it what waits, and go on."""
-        self._server = FrameCutter(masked=False, most=self._rules.whole)
         self.phase = Phase.RELAYING
-        again = [message for _, message in self._read] + [message for _, message in self._sent]
-        again += self._message
-        if again:
-            self._port.to_server(b"".join(again))
         # What was confirmed by the old instance is confirmed by nobody now.
         while self._read:
             self._sent.appendleft((0, self._read.pop()[1]))
-        while self._pings:
-            self._pong(self._pings.popleft())
-        backlog, self._backlog = self._backlog, deque()
-        self._backlog_bytes = 0
-        for _, data, ends in backlog:
-            self._send_part(data, ends, now)
-        if self._client_paused:
+        again = b"".join(message for _, message in self._sent) + self._message
+        if again:
+            self._port.to_server(again)
+        self._barrier_after = now
+        self._send_backlog(now)
+        if self.phase is Phase.RELAYING:
             self._forget(now)
-            if self._kept <= self._rules.kept:
-                self._pause_client(False)
-        if self._rules.replay:
-            self._barrier_after = now
             self._confirm_more(now)
 
     def gave_up(self, reason: str, now: float) -> None:
@@ -443,17 +532,19 @@ class Relay:
         self.finish(CloseCode.SERVICE_RESTART, reason, now)
 
     def _pong(self, payload: bytes) -> None:
-        if not self._server.within_frame:
-            self._port.to_client(encode_frame(Opcode.PONG, payload))
+        self._port.to_client(encode_frame(Opcode.PONG, payload))
 
-    def ping(self, side: int) -> None:
-        """Ask the client (0) or the instance (1) whether it is alive."""
-        if self.phase is not Phase.RELAYING:
-            return
-        if side and not self._client.within_frame:
+    def ping(self, side: int) -> bool:
+        """Ask the client (0) or the instance (1) whether it is alive; False if it cannot be asked now."""
+        if side:
+            if self.phase not in _ATTACHED:
+                return False
             self._port.to_server(encode_frame(Opcode.PING, PING, self._mask()))
-        elif not side and not self._server.within_frame:
+        else:
+            if self._client_paused or self._goodbye is not None or self.phase not in _OPEN | _HELD:
+                return False
             self._port.to_client(encode_frame(Opcode.PING, PING))
+        return True
 
     # -- ending --------------------------------------------------------------------------------------------
 
@@ -461,17 +552,14 @@ class Relay:
         """Say Close to the client, and to the instance; end when the client has answered."""
         if self.phase in (Phase.OVER, Phase.ENDING):
             return
-        if self._server.within_frame:
-            self.phase = Phase.OVER
-            self._set_alarm(NEVER)
-            self._port.cut(reason)
-            return
-        listening = self.phase in (Phase.RELAYING, Phase.SETTLING, Phase.QUIETING)
-        if listening and not self._client.within_frame:
+        if self.phase in _ATTACHED:
             self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
+        self._port.to_client(encode_close(code, reason))
         self.phase = Phase.ENDING
         self._farewell = (int(code), "proxy")
-        self._port.to_client(encode_close(code, reason))
+        if self._goodbye is not None:
+            self._over(*self._farewell)
+            return
         self._pause_client(False)
         self._set_alarm(now + _GOODBYE)
 
@@ -480,9 +568,9 @@ class Relay:
         if self.phase is Phase.OVER:
             return
         code, side = int(CloseCode.ABNORMAL), "client"
-        if self.phase in (Phase.ENDING, Phase.CLIENT_CLOSING) and self._farewell[0]:
+        if self.phase in (Phase.ENDING, Phase.CLIENT_CLOSING):
             code, side = self._farewell
-        elif self.phase not in (Phase.DIALING, Phase.CLOSING) and not self._client.within_frame:
+        elif self.phase in _ATTACHED:
             self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
         self._over(code, side)
 
@@ -490,19 +578,24 @@ class Relay:
         """The time asked for by `Port.alarm` has come."""
         self._alarm = NEVER
         phase = self.phase
-        if phase is Phase.RELAYING:
-            if self._rules.replay:
-                self._forget(now)
-                self._confirm_more(now)
-                if self._read:
-                    self._set_alarm(min(self._alarm, self._read[0][0]))
+        if phase is Phase.SETTLING and now >= self._leave_by and not self._beyond_keeping:
+            # What is half said was kept, and will be said anew.
+            self._hold_client(now)
+        elif phase in _OPEN:
+            if phase is Phase.SETTLING and now < self._leave_by:
+                self._set_alarm(self._leave_by)
+            self._forget(now)
+            self._confirm_more(now)
         elif phase is Phase.QUIETING:
             self.phase = Phase.CLOSING
+            self._leave_by = now + _LAST_WORDS
             self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
             self._set_alarm(now + _GOODBYE)
         elif phase is Phase.CLOSING:
             self._dial(died=True, now=now)
-        elif phase in (Phase.ENDING, Phase.CLIENT_CLOSING):
+        elif phase is Phase.CLIENT_CLOSING:
+            self._answer_close()
+        elif phase is Phase.ENDING:
             self._over(*self._farewell)
 
     def _over(self, code: int, side: str) -> None:
@@ -514,3 +607,61 @@ class Relay:
         if at != self._alarm:
             self._alarm = at
             self._port.alarm(at)
+
+    # -- between processes ---------------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any] | None:
+        """Everything it knows, as plain values, for `load` in another process; None while it is moving."""
+        if self.phase is not Phase.RELAYING:
+            return None
+        return {name: _plain(getattr(self, name)) for name in _SAVED} | {
+            "client": self._client.save(),
+            "server": self._server.save(),
+        }
+
+    def load(self, saved: dict[str, Any], now: float) -> None:
+        """Go on from where `save` was called; both processes read the same machine's clock."""
+        for name in _SAVED:
+            was = getattr(self, name)
+            value = saved[name]
+            if isinstance(was, (deque, bytearray)):
+                was.extend(value)
+            else:
+                setattr(self, name, value)
+        self._client.load(saved["client"])
+        self._server.load(saved["server"])
+        if self._client_paused:
+            self._port.read_client(False)
+        if self._rules.replay:
+            self._set_alarm(now)
+
+
+_SAVED = (
+    "messages_in",
+    "messages_out",
+    "token",
+    "_client_open",
+    "_server_open",
+    "_sent",
+    "_read",
+    "_kept",
+    "_message",
+    "_beyond_keeping",
+    "_deaths",
+    "_number",
+    "_barrier",
+    "_barrier_after",
+    "_client_paused",
+    "_pings",
+)
+
+
+def _code_of(payload: bytes) -> int:
+    """The status code that a Close's payload begins with; 1005 for none."""
+    return int.from_bytes(payload[:2], "big") or int(CloseCode.NO_STATUS)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytearray):
+        return bytes(value)
+    return list(value) if isinstance(value, deque) else value

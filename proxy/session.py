@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.endpoint import Endpoint
 
@@ -18,6 +19,12 @@ class Tunnel(Protocol):
 
     def leave(self, *, dead: bool) -> None:
         """Its instance is leaving, or is dead: move on if this tunnel can, else close with 1012."""
+
+    def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
+        """What another process needs to go on with it, and both connections; None if it cannot now."""
+
+    def let_go(self) -> None:
+        """Another process has it now."""
 
     def abort(self) -> None:
         """Cut both connections now."""

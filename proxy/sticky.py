@@ -123,6 +123,14 @@ class Stickiness:
         """Value of the Set-Cookie field that binds a client to an instance. `secure`: it came by TLS."""
         return b"%b=%b%b%b" % (self._prefix, token, self._suffix, b"; Secure" if secure else b"")
 
+    def save(self) -> list[tuple[bytes, bytes, float]]:
+        """The remembered bindings, oldest first, for `load` in another process."""
+        return [(key, token, expires) for key, (token, expires) in self._bindings.items()]
+
+    def load(self, saved: list[tuple[bytes, bytes, float]]) -> None:
+        """Go on from what `save` gave."""
+        self._bindings.update((key, (token, expires)) for key, token, expires in saved)
+
     def _remember(self, key: bytes, token: bytes, now: float) -> None:
         bindings = self._bindings
         bindings[key] = (token, now + self._ttl)

@@ -11,14 +11,15 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from config.schema import Balance, Config, Service
 from discovery.model import Instance, Status, Update
 from proxy.balance import Balancer, make_balancer
-from proxy.endpoint import TRANSITIONS, Endpoint, Event, State
+from proxy.endpoint import TRANSITIONS, Endpoint, Event, State, instance_from
 from proxy.keys import KeyOf, key_reader
 from proxy.limit import Limiter
-from proxy.metrics import Traffic
+from proxy.metrics import Traffic, load_traffic, save_traffic
 from proxy.outlier import ejection_time, may_eject
 from proxy.retry import Budget
 from proxy.route import CompiledRoute, Router, compile_routes
@@ -362,6 +363,58 @@ class Table:
             before=dict(before.shares) if before else None,
             after=shares,
         )
+
+    # -- between processes ---------------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any]:
+        """What a process that takes over has to know, as plain values; see `load`."""
+        return {
+            "key": self._key,
+            "overrides": [(*names, o.weight, o.draining) for names, o in self._overrides.items()],
+            "splits": {
+                route.name: dict(route.split.shares) if route.split is not None else None
+                for route in self.routes
+                if route.split != route.configured_split
+            },
+            "traffic": {route.name: save_traffic(route.traffic) for route in self.routes},
+            "services": {
+                name: [endpoint.save() for endpoint in state.endpoints.values()]
+                for name, state in self.services.items()
+                if state.known
+            },
+            "bindings": {
+                name: state.stickiness.save()
+                for name, state in self.services.items()
+                if state.stickiness is not None
+            },
+        }
+
+    def load(self, saved: dict[str, Any], config: Config, now: float) -> None:
+        """Configure, and go on from what `save` gave in another process. Only on a new table.
+
+        Endpoints keep their states: an instance that was ready need not prove it again, one that was not
+        does not get a second chance by it.
+        """
+        self._key = saved["key"]
+        for service, instance, weight, draining in saved["overrides"]:
+            self._overrides[service, instance] = Override(weight, draining)
+        self.configure(config, now)
+        for route in self.routes:
+            if route.name in saved["splits"]:
+                shares = saved["splits"][route.name]
+                route.split = Split(shares) if shares is not None else None
+            load_traffic(route.traffic, saved["traffic"].get(route.name, {}))
+        for name, endpoints in saved["services"].items():
+            state = self.services.get(name)
+            if state is None:
+                continue
+            found = tuple(instance_from(name, entry) for entry in endpoints)
+            self.apply(Update(name, found, now), now)
+            for entry in endpoints:
+                state.endpoints[entry["id"]].load(entry)
+            self._publish(state, now)
+            if state.stickiness is not None and name in saved["bindings"]:
+                state.stickiness.load(saved["bindings"][name])
 
     # -- inside --------------------------------------------------------------------------------------------
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import Enum
+from typing import Any
 
 from config.schema import WebSocket
 from proxy.endpoint import Lease, State
 from proxy.frames import CloseCode, FrameError, FrameFollower, Opcode, encode_close, encode_frame
+from proxy.handover import Parked
 from proxy.metrics import record
 from proxy.plane import Plane
 from proxy.relay import PING
@@ -94,6 +96,15 @@ class Leg(asyncio.Protocol):
             except FrameError:
                 # Not for us to judge: both sides go on, only their boundaries are unknown from here on.
                 self._follower = None
+
+    def save(self) -> tuple[int, tuple[int, bytes, bool, int, int] | None]:
+        """What it knows, for `load` in another process."""
+        return self._bytes, self._follower.save() if self._follower is not None else None
+
+    def load(self, saved: tuple[int, tuple[int, bytes, bool, int, int] | None]) -> None:
+        """Go on from where `save` was called."""
+        self._bytes, follower = saved
+        self._follower = FrameFollower.load(follower) if follower is not None else None
 
     def _data_while_closing(self, data: bytes) -> None:
         follower = self._follower
@@ -238,6 +249,10 @@ class Tunnel(ABC):
         """Cut both connections now."""
 
     @abstractmethod
+    def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
+        """What another process needs to go on with it, and both connections; None if it cannot now."""
+
+    @abstractmethod
     def ping(self, side: int) -> None:
         """Send a ping to the client (0) or the instance (1), if nothing is half said to it."""
 
@@ -362,6 +377,36 @@ class Tunnel(ABC):
                 )
             )
 
+    def save_life(self) -> dict[str, Any]:
+        """What every kind of tunnel needs to go on in another process."""
+        return {
+            "origin": astuple(self.origin),
+            "route": self.route.name,
+            "service": self.endpoint.instance.service,
+            "instance": self.endpoint.instance.id,
+            "address": self.endpoint.instance.address,
+            "websocket": self.websocket,
+            "booked": self._booked,
+            "moved_at": self._moved_at,
+            "progress": self._progress,
+            "expires": self._expires,
+        }
+
+    def load_life(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save_life` gave."""
+        self._booked = tuple(saved["booked"])
+        self._moved_at, self._progress = saved["moved_at"], saved["progress"]
+        self._expires = saved["expires"]
+
+    def let_go(self) -> None:
+        """Another process has it now: leave this one's books without ending it."""
+        plane = self.plane
+        plane.wheel.cancel(self)
+        plane.sessions.remove(self)
+        self._lease.exit(plane.clock(), failed=False)
+        plane.counters.tunnels_open -= 1
+        plane.left()
+
     def describe(self) -> dict[str, object]:
         """Who is connected, since when (seconds), and what has passed so far."""
         origin = self.origin
@@ -414,6 +459,24 @@ class PlainTunnel(Tunnel):
                 leg.data_received(data)
             if not leg.transport.is_closing():
                 leg.transport.resume_reading()
+
+    def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
+        """See `Tunnel.save`."""
+        if self._ending is not Ending.OPEN or self._client.lost or self._server.lost:
+            return None
+        saved = self.save_life() | {"client": self._client.save(), "server": self._server.save()}
+        return saved, (self._client.transport, self._server.transport)
+
+    def load(self, saved: dict[str, Any], client: Parked, server: Parked) -> None:
+        """Go on with both connections, from what `save` gave in another process."""
+        self.load_life(saved)
+        self._client, self._server = Leg(self, client.transport, None), Leg(self, server.transport, None)
+        self._client.other, self._server.other = self._server, self._client
+        self._client.load(saved["client"])
+        self._server.load(saved["server"])
+        self.opened()
+        client.give_to(self._client)
+        server.give_to(self._server)
 
     @property
     def bytes(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from aiohttp import web
 from config.schema import Address
 from discovery.embedded.api import Api
 from discovery.embedded.definition import CheckStatus
-from discovery.embedded.journal import Journal
+from discovery.embedded.journal import Journal, dump, load
 from discovery.embedded.prober import Prober
 from discovery.embedded.store import Store, UnknownIdError
 from discovery.embedded.watcher import EmbeddedWatcher
@@ -79,12 +79,17 @@ class RegistryServer:
         """A watcher inside this process."""
         return EmbeddedWatcher(self.store, self.node_address, self._clock)
 
-    async def start(self, listen: Address, *, sock: socket.socket | None = None) -> Address:
+    async def start(
+        self, listen: Address, *, sock: socket.socket | None = None, contents: bytes = b""
+    ) -> Address:
         """Reads the data directory, listens, and returns the address with its real port.
 
-        `sock` is a listening socket to use instead of making one for `listen`. Raises `OSError` with a
-        message for the operator when the address or the directory cannot be had.
+        `sock` is a listening socket to use instead of making one for `listen`; `contents` is what the method
+        of that name gave in another process. Raises `OSError` with a message for the operator when the
+        address or the directory cannot be had.
         """
+        if contents:
+            load(contents, self.store, self._clock())
         if self._journal is not None:
             self._journal.open(self._clock())
         try:
@@ -95,6 +100,10 @@ class RegistryServer:
             raise
         self._follow()
         return self.address
+
+    def contents(self) -> bytes:
+        """Everything that is registered, for `start` in another process."""
+        return dump(self.store)
 
     async def close(self) -> None:
         """Answers every blocking query, finishes what is in hand, writes what is left, and ends."""

@@ -10,7 +10,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if len(arguments) == 3 and arguments[0] == "run" and arguments[1] in ("-c", "--config"):
         # How supervisors start a proxy: it need not load click before it forwards.
-        from proxy.app import run
+        from proxy.process import run
 
         sys.exit(run(arguments[2]))
     if arguments[:1] == ["chat"]:

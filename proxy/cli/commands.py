@@ -44,7 +44,7 @@ def run(config: str, workers: int) -> None:
     """Run the proxy, as an edge gateway or a sidecar: whichever the file says."""
     if workers != 1:
         raise click.BadParameter("only 1 is possible in this version", param_hint="--workers")
-    from proxy.app import run as run_proxy
+    from proxy.process import run as run_proxy
 
     sys.exit(run_proxy(config))
 

@@ -328,6 +328,18 @@ def reload(session: Session) -> None:
     session.show(answer, lambda: _changes_text(answer["changes"]))
 
 
+@click.command(short_help="Replace the running proxy by a new process.")
+@speaks_to_proxy
+def upgrade(session: Session) -> None:
+    """Replace the running proxy by a new process, which takes over every connection it can.
+
+    The new process runs what is installed now, with the configuration file as it is now. When it does not
+    start, the old one goes on.
+    """
+    answer = session.client(timeout=60.0).send("POST", "/v1/upgrade")
+    session.show(answer, lambda: f"process {answer['pid']} has taken over")
+
+
 def _changes_text(changes: list[dict[str, Any]]) -> str:
     if not changes:
         return "nothing changes"
@@ -346,4 +358,5 @@ VERBS: tuple[click.Command, ...] = (
     explain,
     plan,
     reload,
+    upgrade,
 )

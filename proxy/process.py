@@ -1,0 +1,130 @@
+"""A holdfast process as the system sees it: start, signals, systemd, replacement by a new one, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from config.load import ConfigError, load
+from proxy.app import App
+from proxy.handover import VARIABLE, HandoverError
+from proxy.takeover import Predecessor
+
+_log = logging.getLogger("holdfast")
+
+
+def run(path: str) -> int:
+    """`holdfast run`: until SIGTERM or SIGINT. Exit codes: 0 done, 1 failed, 2 wrong configuration."""
+    set_up_logging()
+    predecessor = os.environ.pop(VARIABLE, "")
+    try:
+        config = load(path, environ=os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return run_app(lambda: _serve(App(config, path), int(predecessor) if predecessor else None))
+
+
+def run_app(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run a coroutine function on uvloop; its result is the exit code."""
+    import uvloop
+
+    return uvloop.run(main())
+
+
+def set_up_logging() -> None:
+    """The process log: lines for people on standard error, with times in UTC."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.Formatter.converter = time.gmtime
+    # It tells of every change in the folder of the configuration, whatever file that is.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (`Type=notify`), when it asked to be told. See sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(state.encode())
+
+
+async def until_signalled() -> None:
+    """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+
+    def ask() -> None:
+        if signalled.is_set():
+            os._exit(1)
+        signalled.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask)
+    await signalled.wait()
+
+
+async def _serve(app: App, predecessor: int | None) -> int:
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.ensure_future(until_signalled())
+    replaced = asyncio.ensure_future(app.replaced.wait())
+    try:
+        await app.start(Predecessor.reach(predecessor) if predecessor is not None else None)
+        loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: app.plane.log.reopen())
+        loop.add_signal_handler(signal.SIGUSR2, app.upgrade_soon)
+        app.watch_file()
+        notify(f"READY=1\nMAINPID={os.getpid()}")
+        _log.info("%s", app.where())
+        await asyncio.wait((signalled, replaced), return_when=asyncio.FIRST_COMPLETED)
+        if not replaced.done():
+            notify("STOPPING=1")
+        await app.drain()
+    except (OSError, HandoverError) as error:
+        print(f"holdfast: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 1
+    finally:
+        signalled.cancel()
+        replaced.cancel()
+        await app.close()
+    if app.replaced.is_set() and os.getpid() == 1:
+        return await asyncio.to_thread(_stand_by)
+    return 0
+
+
+def _stand_by() -> int:
+    """PID 1 of a container must not end while its successor runs: pass signals on, and reap.
+
+    Successors of the successor become children of PID 1 when their parents end, so that there is always one
+    to follow. Returns the exit code of the last.
+    """
+    code = 0
+    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
+    while True:
+        children = _children()
+        if not children:
+            return code
+        number = signal.sigtimedwait(passed_on, 1.0)
+        if number is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(children[-1], number.si_signo)
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                code = os.waitstatus_to_exitcode(ended[1])
+
+
+def _children() -> list[int]:
+    return sorted(int(pid) for pid in Path("/proc/self/task/1/children").read_text().split())
