@@ -1,0 +1,185 @@
+"""Upgrade requests: tunnels begun, refused, and what passes through them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from discovery.model import Status
+from proxy.frames import FrameFollower, Opcode, encode_close, encode_frame
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+MASK = b"abcd"
+
+
+def upgrade(protocol: bytes = b"echo", extra: bytes = b"") -> bytes:
+    return b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: %b\r\n%b\r\n" % (
+        protocol,
+        extra,
+    )
+
+
+def switched(protocol: bytes = b"echo") -> bytes:
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\nX-A: 1\r\n\r\n" % protocol
+    )
+
+
+async def tunnel(stage, protocol: bytes = b"echo"):
+    client, origin = await stage.pair(upgrade(protocol))
+    head = await origin.head()
+    assert (head.get("connection"), head.get("upgrade")) == ("Upgrade", protocol.decode().lower())
+    origin.send(switched(protocol))
+    head = await client.head()
+    assert (head.status, head.get("upgrade"), head.get("x-a")) == (101, protocol.decode().lower(), "1")
+    assert head.get("connection") == "Upgrade"
+    return client, origin
+
+
+async def test_bytes_pass_both_ways_until_either_side_closes(stage):
+    client, origin = await tunnel(stage)
+    client.send(b"\x00any\xff")
+    assert await origin.exactly(5) == b"\x00any\xff"
+    origin.send(b"back")
+    assert await client.exactly(4) == b"back"
+    assert stage.endpoint().inflight == 1
+    origin.close()
+    assert await client.rest() == b""
+    client.close()
+    await stage.until(lambda: not stage.endpoint().inflight)
+    assert (stage.log.lines[0][9], stage.log.lines[0][11:13]) == (101, (5, 4))
+
+
+async def test_half_a_close_leaves_the_other_direction_open(stage):
+    client, origin = await tunnel(stage)
+    client.send(b"last words")
+    client.finish()
+    assert await origin.rest() == b"last words"
+    origin.send(b"answer")
+    assert await client.exactly(6) == b"answer"
+    origin.finish()
+    assert await client.rest() == b""
+    await stage.until(lambda: not stage.plane.counters.tunnels_open)
+
+
+async def test_a_reset_goes_through_at_once(stage):
+    client, origin = await tunnel(stage)
+    client.reset()
+    assert await origin.ended()
+
+
+async def test_early_data_of_both_sides_is_kept_in_order(stage):
+    client, origin = await stage.pair(upgrade() + b"early")
+    await origin.head()
+    client.send(b" bird")
+    await asyncio.sleep(0)
+    origin.send(switched() + b"eager")
+    assert (await client.head()).status == 101
+    assert await client.exactly(5) == b"eager"
+    assert await origin.exactly(10) == b"early bird"
+
+
+async def test_a_refused_upgrade_leaves_an_ordinary_connection(stage):
+    client, origin = await stage.pair(upgrade(b"websocket") + GET)
+    await origin.head()
+    origin.send(b"HTTP/1.1 426 No\r\nContent-Length: 2\r\n\r\nno")
+    head, body = await client.message()
+    assert (head.status, body) == (426, b"no")
+    head = await origin.head()
+    assert (head.line, head.get("upgrade")) == ("GET / HTTP/1.1", None)
+    origin.send(OK)
+    assert (await client.message())[1] == b"ok"
+
+
+async def test_upgrade_without_connection_upgrade_is_not_asked_for(stage):
+    client, origin = await stage.pair(b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n")
+    assert (await origin.head()).get("upgrade") is None
+    origin.send(switched(b"websocket"))
+    assert json.loads((await client.message())[1])["error"] == "upstream_invalid"
+
+
+@pytest.mark.parametrize("asked", [b"h2c", b"H2C"])
+async def test_http_2_cannot_be_tunnelled_past_the_routes(stage, asked):
+    _, origin = await stage.pair(upgrade(asked, b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n"))
+    head = await origin.head()
+    assert (head.get("upgrade"), head.get("http2-settings"), head.get("connection")) == (None, None, None)
+
+
+async def test_one_of_several_protocols_may_be_chosen_and_no_other(stage):
+    client, origin = await stage.pair(upgrade(b"h2c, Foo/2 ,websocket"))
+    assert (await origin.head()).get("upgrade") == "foo/2, websocket"
+    origin.send(switched(b"foo/2"))
+    assert (await client.head()).get("upgrade") == "foo/2"
+    other = await stage.client()
+    other.send(upgrade(b"foo, bar"))
+    wire = await stage.origins[0].accept()
+    await wire.head()
+    wire.send(switched(b"baz"))
+    assert (await other.message())[0].status == 502
+
+
+async def test_a_switch_in_the_middle_of_a_request_body_is_502(stage):
+    client, origin = await stage.pair(upgrade(extra=b"Content-Length: 5\r\n") + b"ab")
+    await origin.until(b"ab")
+    origin.send(switched())
+    assert (await client.message())[0].status == 502
+
+
+async def test_a_tunnels_backpressure_reaches_the_other_side(stage):
+    client, origin = await tunnel(stage)
+    origin.writer.transport.pause_reading()
+    sent = 0
+    while sent < 64 << 20:
+        client.send(b"x" * 65536)
+        sent += 65536
+        try:
+            async with asyncio.timeout(0.2):
+                await client.writer.drain()
+        except TimeoutError:
+            break
+    assert sent < 64 << 20
+    origin.writer.transport.resume_reading()
+    left = sent
+    while left:
+        left -= len(await origin.some())
+
+
+async def test_an_idle_tunnel_is_closed_and_a_busy_one_is_not(stage):
+    stage.configure({"websocket": {"idle": "60s", "on_drain": "close"}})
+    client, origin = await tunnel(stage, b"websocket")
+    for _ in range(4):
+        stage.clock.advance(40)
+        client.send(encode_frame(Opcode.TEXT, b"hi", MASK))
+        await origin.exactly(8)
+    while not client.reader._buffer:  # noqa: ASYNC110
+        stage.clock.advance(1)
+        await asyncio.sleep(0.0005)
+    follower = FrameFollower()
+    follower.feed(await client.some())
+    assert follower.close_code == 1001
+    client.send(encode_close(1001, mask=MASK))
+    client.finish()
+    assert await origin.some()
+    origin.close()
+
+
+async def test_a_websocket_of_a_leaving_instance_gets_close_1012_between_two_messages(stage):
+    stage.configure({"websocket": {"on_drain": "close"}, "drain": {"jitter": 0, "timeout": "5s"}})
+    client, origin = await tunnel(stage, b"websocket")
+    message = encode_frame(Opcode.TEXT, b"hello")
+    origin.send(message[:3])
+    assert await client.exactly(3) == message[:3]
+    stage.mark(stage.origins[0], Status.DRAINING)
+    await asyncio.sleep(0.01)
+    origin.send(message[3:])
+    assert await client.exactly(4) == message[3:]
+    follower = FrameFollower()
+    follower.feed(await client.some())
+    assert follower.close_code == 1012
+    client.send(encode_close(1012, mask=MASK))
+    assert await origin.some()
+    origin.close()
+    assert await client.ended()
