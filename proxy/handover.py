@@ -77,8 +77,12 @@ class Channel:
         try:
             while len(header) < _HEADER.size:
                 try:
+                    # Close on exec: else the next successor would hold these connections open for ever.
                     data, fds, _, _ = socket.recv_fds(
-                        self._sock, _HEADER.size - len(header), _MOST_DESCRIPTORS
+                        self._sock,
+                        _HEADER.size - len(header),
+                        _MOST_DESCRIPTORS,
+                        socket.MSG_CMSG_CLOEXEC,
                     )
                 except BlockingIOError:
                     await self._readable()
