@@ -154,7 +154,7 @@ async def test_an_idle_tunnel_is_closed_and_a_busy_one_is_not(stage):
         stage.clock.advance(40)
         client.send(encode_frame(Opcode.TEXT, b"hi", MASK))
         await origin.exactly(8)
-    while not client.reader._buffer:  # noqa: ASYNC110
+    while not client.reader._buffer:
         stage.clock.advance(1)
         await asyncio.sleep(0.0005)
     follower = FrameFollower()
