@@ -1,7 +1,7 @@
-"""What the integration tests are played with: child processes, a gateway, chat instances, and their addresses.
+"""What the integration tests are played with: child processes, a gateway, chat instances, their addresses.
 
-Nothing here waits for time to pass: a child is ready when it says so on its output, and the gateway's state is
-read from its event stream.
+Nothing here waits for time to pass: a child is ready when it says so on its output, and the gateway's state
+is read from its event stream.
 """
 
 from __future__ import annotations
@@ -173,23 +173,11 @@ class Stage:
         return await self._stack.enter_async_context(aiohttp.ClientSession(**options))
 
 
-class Gateway:
-    """A running `holdfast run`."""
+class Admin:
+    """The admin API of a running proxy."""
 
-    def __init__(
-        self, child: Child, path: Path, config: JSON, addresses: list[str], admin: str, registry: str
-    ) -> None:
-        self.child = child
-        self.path = path
-        self.config = config
-        self.addresses = addresses
-        self.url = f"http://{addresses[0]}"
-        self.admin = f"http://{admin}"
-        self.registry = registry
-
-    @property
-    def port(self) -> int:
-        return int(self.addresses[0].rpartition(":")[2])
+    def __init__(self, url: str) -> None:
+        self.admin = url
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """One call to the admin API: status, and the JSON of the answer."""
@@ -230,6 +218,21 @@ class Gateway:
                     await events.next()
                 now = {instance for (of, instance), state in events.states.items()
                        if of == service and state == "ready"}  # fmt: skip
+
+
+class Gateway(Admin):
+    """A running `holdfast run`."""
+
+    def __init__(
+        self, child: Child, path: Path, config: JSON, addresses: list[str], admin: str, registry: str
+    ) -> None:
+        super().__init__(f"http://{admin}")
+        self.child = child
+        self.path = path
+        self.config = config
+        self.addresses = addresses
+        self.url = f"http://{addresses[0]}"
+        self.registry = registry
 
     def write(self, **changes: Any) -> None:
         """Replaces keys of the configuration file, in one step as an editor does."""
