@@ -77,16 +77,15 @@ class Channel:
         try:
             while len(header) < _HEADER.size:
                 try:
-                    # Close on exec: else the next successor would hold these connections open for ever.
                     data, fds, _, _ = socket.recv_fds(
-                        self._sock,
-                        _HEADER.size - len(header),
-                        _MOST_DESCRIPTORS,
-                        socket.MSG_CMSG_CLOEXEC,
+                        self._sock, _HEADER.size - len(header), _MOST_DESCRIPTORS
                     )
                 except BlockingIOError:
                     await self._readable()
                     continue
+                for descriptor in fds:
+                    # Else the next successor would inherit these connections, and hold them open for ever.
+                    os.set_inheritable(descriptor, False)
                 descriptors += fds
                 if not data:
                     return None
