@@ -50,9 +50,13 @@ class Stage(Enum):
 
 
 class Downstream(asyncio.Protocol):
-    """One client connection. `scheme` is `http` or `https`."""
+    """One client connection. `scheme` is `http` or `https`.
+
+    `address` is the client's when something other than the socket tells it, as a PROXY header does.
+    """
 
     __slots__ = (
+        "_address",
         "_buffer",
         "_ended",
         "_holds",
@@ -71,8 +75,9 @@ class Downstream(asyncio.Protocol):
     transport: asyncio.Transport
     peer: Peer
 
-    def __init__(self, plane: Plane, scheme: str) -> None:
+    def __init__(self, plane: Plane, scheme: str, address: str | None = None) -> None:
         self.plane = plane
+        self._address = address
         self._scheme = scheme
         self._stage = Stage.IDLE
         self._buffer = b""
@@ -99,7 +104,8 @@ class Downstream(asyncio.Protocol):
         counters.connections_open += 1
         plane.clients.add(self)
         peername = transport.get_extra_info("peername")
-        self.set_peer(peername[0] if isinstance(peername, tuple) else "")
+        of_socket = peername[0] if isinstance(peername, tuple) else ""
+        self.set_peer(of_socket if self._address is None else self._address)
         open_now = counters.connections_open + counters.tunnels_open
         if open_now > plane.most_connections or plane.draining:
             counters.connections_refused += 1
@@ -109,7 +115,7 @@ class Downstream(asyncio.Protocol):
         plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
 
     def set_peer(self, address: str) -> None:
-        """Who is at the other end, as the socket or a PROXY header tells."""
+        """Who is at the other end."""
         self.peer = Peer(address, self._scheme, is_trusted(address, self.plane.trusted))
 
     def data_received(self, data: bytes) -> None:

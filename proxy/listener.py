@@ -15,11 +15,14 @@ from typing import cast
 from config.schema import TLS, Address, Listen
 from proxy.downstream import Downstream
 from proxy.plane import Plane
-from proxy.proxy_protocol import HeaderError, parse_header
+from proxy.proxy_protocol import HeaderError, missing, parse_header
+from proxy.upstream import keep_alive
 
 _BACKLOG = 4096
 _HEADER_TIME = 5.0
 """Seconds in which a PROXY header must come."""
+_NO_DESCRIPTORS = 0.1
+"""Seconds to wait before accepting again when the process has no descriptors left."""
 
 
 def open_sockets(address: Address) -> list[socket.socket]:
@@ -37,6 +40,7 @@ def open_sockets(address: Address) -> list[socket.socket]:
             sock = socket.socket(family, socket.SOCK_STREAM)
             opened.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keep_alive(sock)  # accepted connections inherit it
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((host, port))
@@ -135,6 +139,7 @@ class Listener:
         self._context = make_context(config.tls) if config.tls is not None else None
         self.sockets = sockets or open_sockets(config.address)
         self._servers: list[asyncio.Server] = []
+        self._accepting: list[asyncio.Task[None]] = []
 
     @property
     def address(self) -> Address:
@@ -146,6 +151,10 @@ class Listener:
     async def start(self) -> None:
         """Begin to accept."""
         for sock in self.sockets:
+            if self.config.proxy_protocol and self._context is not None:
+                accepting = self._accept_behind_header(sock, self._context)
+                self._accepting.append(self._plane.loop.create_task(accepting))
+                continue
             self._servers.append(
                 await self._plane.loop.create_server(
                     self._make_protocol, sock=sock.dup(), ssl=self._context, backlog=_BACKLOG
@@ -162,14 +171,47 @@ class Listener:
             load_certificates(self._context, config.tls)
 
     def _make_protocol(self) -> asyncio.Protocol:
-        downstream = Downstream(self._plane, "http" if self._context is None else "https")
-        return ProxyHeader(self._plane, downstream) if self.config.proxy_protocol else downstream
+        if self.config.proxy_protocol:
+            return ProxyHeader(self._plane)
+        return Downstream(self._plane, "http" if self._context is None else "https")
+
+    async def _accept_behind_header(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Accept connections on which a PROXY header, in the clear, comes before TLS."""
+        plane = self._plane
+        while True:
+            try:
+                connection, _ = await plane.loop.sock_accept(sock)
+            except OSError:
+                await asyncio.sleep(_NO_DESCRIPTORS)
+                continue
+            plane.spawn(plane.loop.create_task(self._admit(connection, context)))
+
+    async def _admit(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        loop = self._plane.loop
+        try:
+            async with asyncio.timeout(_HEADER_TIME):
+                buffer = b""
+                while (parsed := parse_header(buffer)) is None:
+                    data = await loop.sock_recv(connection, missing(buffer))
+                    if not data:
+                        raise HeaderError("the connection ended within the PROXY header")
+                    buffer += data
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.connect_accepted_socket(
+                lambda: Downstream(self._plane, "https", parsed[0]), connection, ssl=context
+            )
+        except (OSError, HeaderError):
+            connection.close()
 
     def stop(self, *, for_good: bool = True) -> None:
         """Accept nothing more; connections that are open stay. `for_good`: no other process listens here."""
         for server in self._servers:
             server.close()
         self._servers.clear()
+        for task in self._accepting:
+            task.cancel()
+        self._accepting.clear()
         for sock in self.sockets:
             sock.close()
         if self.config.address.path and for_good:
@@ -178,11 +220,10 @@ class Listener:
 
 
 class ProxyHeader(asyncio.Protocol):
-    """Reads the PROXY header of a connection, then makes it the `Downstream`'s."""
+    """Reads the PROXY header of a plain connection, then makes it a `Downstream`'s."""
 
-    def __init__(self, plane: Plane, downstream: Downstream) -> None:
+    def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._downstream = downstream
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -202,11 +243,9 @@ class ProxyHeader(asyncio.Protocol):
             return
         address, end = parsed
         self._timeout.cancel()
-        downstream = self._downstream
+        downstream = Downstream(self._plane, "http", address)
         self._transport.set_protocol(downstream)
         downstream.connection_made(self._transport)
-        if address is not None:
-            downstream.set_peer(address)
         if len(self._buffer) > end:
             downstream.data_received(self._buffer[end:])
 

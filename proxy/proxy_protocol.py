@@ -11,6 +11,7 @@ import re
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1 = re.compile(rb"PROXY (?:UNKNOWN[^\r\n]*|TCP[46] (\S+) (\S+) ([0-9]{1,5}) ([0-9]{1,5}))\r\n")
 _V1_MOST = 107
+_SHORTEST = len(b"PROXY UNKNOWN\r\n")
 _V2_MOST = 4096
 
 
@@ -36,6 +37,18 @@ def parse_header(buffer: bytes) -> tuple[str | None, int] | None:
     if match is None:
         raise HeaderError("the PROXY header is malformed")
     return (_ip(match[1].decode("latin-1")) if match[1] else None), match.end()
+
+
+def missing(buffer: bytes) -> int:
+    """How many bytes of an incomplete header are certainly still to come: nobody may read further than it.
+
+    What follows belongs to TLS, which must find it on the socket.
+    """
+    if buffer[:12] != _SIGNATURE[: len(buffer)]:
+        return max(1, _SHORTEST - len(buffer))
+    if len(buffer) < 16:
+        return _SHORTEST - len(buffer) if len(buffer) < _SHORTEST else 16 - len(buffer)
+    return 16 + int.from_bytes(buffer[14:16], "big") - len(buffer)
 
 
 def _parse_v2(buffer: bytes) -> tuple[str | None, int] | None:

@@ -7,6 +7,7 @@ exchange, and data or an end that comes while it is idle closes it.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, cast
 
 from proxy.endpoint import Endpoint, State
@@ -57,6 +58,8 @@ class Upstream(asyncio.Protocol):
         # uvloop's transports are not asyncio.Transport by inheritance.
         self.transport = cast(asyncio.Transport, transport)
         self.endpoint.connections.add(self)
+        if not self.endpoint.instance.path:
+            keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -128,6 +131,14 @@ class Upstream(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once. An exchange that it carries is told."""
         self.transport.abort()
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find out within two minutes that a silent peer is gone without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def take_idle(endpoint: Endpoint) -> Upstream | None:
