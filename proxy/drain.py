@@ -1,7 +1,8 @@
 """Emptying endpoints that leave: what the table decided, carried out over time.
 
-What is in flight may finish until the service's drain timeout; tunnels are closed with Close 1012 between two
-messages, spread over the jitter so that their clients do not all come back in the same moment.
+What is in flight may finish until the service's drain timeout; tunnels move, or are closed with Close 1012
+between two messages, spread over the jitter so that their clients do not all come back in the same moment. A
+limit on closes per second goes before the timeout: it is there to protect what the clients come back to.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from random import Random
 from config.schema import OnDrain, Service
 from proxy.endpoint import Endpoint, State
 from proxy.errors import Reason
-from proxy.frames import CloseCode
 from proxy.plane import Plane
 from proxy.session import Tunnel
 from proxy.table import Cause, Departure
 from proxy.upstream import close_idle, cut_busy
 
-_LEAVING = "this instance is leaving, please reconnect"
 _DOWN_JITTER = 1.0
 """Clients of a dead instance are cut off already: they are not made to wait longer than this."""
 _AFTER_CLOSE = 5.0
@@ -56,17 +55,27 @@ class Drainer:
         self._cancel(endpoint)
         config = self._config(endpoint)
         if cause is Cause.DEAD:
-            for tunnel in self._plane.sessions.of(endpoint):
-                self._leave_later(endpoint, tunnel, self._random.uniform(0.0, _DOWN_JITTER), dead=True)
+            self._leave_all(endpoint, _DOWN_JITTER, dead=True)
         else:
             self._schedule(endpoint, config.drain.timeout if deadline is None else deadline, config)
 
     def _schedule(self, endpoint: Endpoint, deadline: float, config: Service) -> None:
+        last = 0.0
         if config.websocket.on_drain is not OnDrain.WAIT:
-            spread = min(config.drain.jitter, deadline)
-            for tunnel in self._plane.sessions.of(endpoint):
-                self._leave_later(endpoint, tunnel, self._random.uniform(0.0, spread))
+            last = self._leave_all(endpoint, min(config.drain.jitter, deadline))
         self._later(endpoint, deadline, lambda: self._deadline(endpoint))
+        self._later(endpoint, max(deadline, last), lambda: self._expel(endpoint))
+
+    def _leave_all(self, endpoint: Endpoint, spread: float, *, dead: bool = False) -> float:
+        """Have every tunnel leave within the spread, or as the pace allows; returns the last one's seconds."""
+        tunnels = self._plane.sessions.of(endpoint)
+        # In order, so that nobody's pace is set by somebody who happens to come late.
+        delays = sorted(self._random.uniform(0.0, spread) for _ in tunnels)
+        turns = [
+            self._leave_later(endpoint, tunnel, delay, dead=dead)
+            for tunnel, delay in zip(tunnels, delays, strict=True)
+        ]
+        return max(turns, default=0.0)
 
     def _late(self, tunnel: Tunnel) -> None:
         """A tunnel whose handshake was under way when its endpoint began to leave."""
@@ -75,18 +84,28 @@ class Drainer:
         if config.websocket.on_drain is not OnDrain.WAIT or endpoint not in self._timers:
             self._leave_later(endpoint, tunnel, self._random.uniform(0.0, config.drain.jitter))
 
-    def _leave_later(self, endpoint: Endpoint, tunnel: Tunnel, seconds: float, *, dead: bool = False) -> None:
-        def leave() -> None:
+    def _leave_later(
+        self, endpoint: Endpoint, tunnel: Tunnel, seconds: float, *, dead: bool = False
+    ) -> float:
+        return self._act_later(endpoint, tunnel, seconds, lambda: tunnel.leave(dead=dead))
+
+    def _act_later(
+        self, endpoint: Endpoint, tunnel: Tunnel, seconds: float, act: Callable[[], None]
+    ) -> float:
+        def unless_it_may_stay() -> None:
             # An undrain may have come in between, or the tunnel may have moved on by itself.
             if endpoint.state is not State.READY and tunnel.endpoint is endpoint:
-                tunnel.leave(dead=dead)
+                act()
 
-        self._later(endpoint, self._pace(endpoint, seconds), leave)
+        turn = self._pace(endpoint, seconds)
+        self._later(endpoint, turn, unless_it_may_stay)
+        return turn
 
     def _pace(self, endpoint: Endpoint, seconds: float) -> float:
-        """Not before the service's next free turn, when its closes per second are limited."""
-        most = self._config(endpoint).websocket.max_closes_per_second
-        if not most:
+        """Not before the service's next free turn, when closes per second are limited. A move is none."""
+        websocket = self._config(endpoint).websocket
+        most = websocket.max_closes_per_second
+        if not most or websocket.on_drain is OnDrain.MIGRATE:
             return seconds
         now = self._plane.clock()
         name = endpoint.instance.service
@@ -94,17 +113,22 @@ class Drainer:
         return turn - now
 
     def _deadline(self, endpoint: Endpoint) -> None:
+        if endpoint.state not in (State.READY, State.STARTING):
+            cut_busy(endpoint, Reason.DRAIN_DEADLINE)
+
+    def _expel(self, endpoint: Endpoint) -> None:
+        """Whoever is still there has had the time to leave."""
         if endpoint.state in (State.READY, State.STARTING):
             return
-        cut_busy(endpoint, Reason.DRAIN_DEADLINE)
+        turns = [
+            self._act_later(endpoint, tunnel, 0.0, tunnel.expel)
+            for tunnel in self._plane.sessions.of(endpoint)
+        ]
+        self._later(endpoint, max(turns, default=0.0) + _AFTER_CLOSE, lambda: self._give_up(endpoint))
+
+    def _give_up(self, endpoint: Endpoint) -> None:
         for tunnel in self._plane.sessions.of(endpoint):
-            tunnel.close(CloseCode.SERVICE_RESTART, _LEAVING)
-
-        def cut() -> None:
-            for tunnel in self._plane.sessions.of(endpoint):
-                tunnel.abort()
-
-        self._later(endpoint, _AFTER_CLOSE, cut)
+            tunnel.leave(dead=True)
 
     def _later(self, endpoint: Endpoint, seconds: float, act: Callable[[], None]) -> None:
         timers = self._timers.setdefault(endpoint, set())

@@ -23,10 +23,10 @@ class Mover(Protocol):
 
     @property
     def wants_to_move(self) -> bool:
-        """Whether it is still where it was to leave."""
+        """Whether it still has something to begin."""
 
     def begin(self) -> None:
-        """Its turn has come."""
+        """Its turn has come: leave the instance, or, if there is none any more, connect to the next."""
 
 
 class Moves:
@@ -34,30 +34,48 @@ class Moves:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._moving: dict[Mover, str] = {}
+        """The tunnels whose turn it is, and the service that each counts towards."""
         self._active: dict[str, int] = {}
+        """How many those are, by service."""
         self._waiting: dict[str, deque[Mover]] = {}
         self._barriers = _BARRIERS_PER_SECOND
         self._filled = clock()
 
+    def active(self, service: str) -> int:
+        """How many tunnels of a service are moving now."""
+        return self._active.get(service, 0)
+
     def begin(self, tunnel: Mover) -> None:
-        """Let a tunnel leave its instance now, or when its turn comes."""
+        """Let a tunnel begin now, or when its turn comes; one whose turn it is goes on with it."""
         name = tunnel.service
-        if self._active.get(name, 0) >= tunnel.concurrency:
+        if tunnel in self._moving:
+            tunnel.begin()
+        elif self.active(name) < tunnel.concurrency:
+            self._start(tunnel, name)
+        else:
             self._waiting.setdefault(name, deque()).append(tunnel)
-            return
-        self._active[name] = self._active.get(name, 0) + 1
+
+    def _start(self, tunnel: Mover, name: str) -> None:
+        self._moving[tunnel] = name
+        self._active[name] = self.active(name) + 1
         tunnel.begin()
 
     def done(self, tunnel: Mover) -> None:
-        """A tunnel that was let go has arrived, or ended: the next one may go."""
-        name = tunnel.service
+        """A tunnel has arrived, or ended: the next ones may begin. Nothing, if it was not its turn."""
+        name = self._moving.pop(tunnel, None)
+        if name is None:
+            return
         self._active[name] -= 1
-        waiting = self._waiting.get(name)
-        while waiting:
+        waiting = self._waiting.get(name) or deque()
+        while waiting and self.active(name) < waiting[0].concurrency:
             following = waiting.popleft()
-            if following.wants_to_move:
-                self.begin(following)
-                return
+            if following.wants_to_move and following not in self._moving:
+                self._start(following, name)
+        if not waiting:
+            self._waiting.pop(name, None)
+        if not self._active[name]:
+            del self._active[name]
 
     def may_barrier(self) -> bool:
         """Take one of the process's barriers, if there is one left for now."""

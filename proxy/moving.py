@@ -33,6 +33,16 @@ _PROTOCOL = b"sec-websocket-protocol"
 _ACCEPT = b"sec-websocket-accept"
 _WAITS = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Seconds between looks for an instance while there is none."""
+_SETTLED = 1.0
+"""An instance that is left sooner than this has not taken over: the search goes on where it was."""
+_ATTEMPTS = 4
+"""One attempt may take this part of the time there is, so that an instance that hangs is not the only one."""
+_LINGER = 3.0
+"""Seconds in which what was still to be written must have gone out, before a connection is cut."""
+_TOKEN = re.compile(rb"[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
+"""What can be the value of a field (RFC 9110 section 5.5)."""
+_BY_RELAY, _BY_SERVER = 1, 2
+"""Who wants the client not to be read: bits of one number."""
 
 
 def rules_of(config: WebSocket) -> Rules:
@@ -65,25 +75,26 @@ class Handshake:
     """The answer to an upgrade request, awaited on a connection of its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[tuple[ResponseHead, bytes]] = loop.create_future()
-        """The final response head and what came behind it. Raises `OSError` and `ProxyError`."""
-        self._received = b""
+        self.done: asyncio.Future[ResponseHead] = loop.create_future()
+        """The final response head. Raises `ProxyError`."""
+        self.rest = b""
+        """What has come behind it."""
 
     def response_data(self, data: bytes) -> None:
         """See `proxy.upstream.Carried`."""
-        self._received += data
+        self.rest += data
         while not self.done.done():
             try:
-                parsed = parse_response(self._received, b"GET", RESPONSE_LIMITS)
+                parsed = parse_response(self.rest, b"GET", RESPONSE_LIMITS)
             except ProxyError as error:
                 self.done.set_exception(error)
                 return
             if parsed is None:
                 return
             head, end = parsed
-            self._received = self._received[end:]
+            self.rest = self.rest[end:]
             if head.status == 101 or head.status >= 200:
-                self.done.set_result((head, self._received))
+                self.done.set_result(head)
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """See `proxy.upstream.Carried`."""
@@ -161,20 +172,25 @@ class MovingTunnel(Tunnel, Port):
     """A WebSocket whose instance may be replaced."""
 
     __slots__ = (
+        "_aged",
         "_alarm_at",
+        "_arrived_at",
         "_bytes_in",
         "_bytes_out",
         "_client",
+        "_client_full",
+        "_dial_until",
         "_dialing",
         "_ended",
         "_handshake",
+        "_hasty",
         "_held_since",
         "_holds",
-        "_moving",
         "_protocol",
         "_relay",
         "_secure",
         "_server",
+        "_token",
     )
 
     def __init__(
@@ -197,12 +213,20 @@ class MovingTunnel(Tunnel, Port):
         self._client: asyncio.Transport | None = None
         self._server: _ServerLeg | None = None
         self._alarm_at = NEVER
-        self._moving = False
-        """Whether it counts as one of the moving."""
+        self._aged = False
+        """It is to leave an instance that stays."""
         self._held_since = NEVER
         """When the client's messages began to wait."""
         self._holds = 0
+        """Who wants the client not to be read."""
+        self._client_full = False
+        """The client reads slowly: instances are not read."""
         self._dialing: asyncio.Task[None] | None = None
+        self._dial_until = 0.0
+        self._token = b""
+        self._arrived_at = -NEVER
+        self._hasty = 0
+        """Instances in a row that were left before they had settled."""
         self._bytes_in = self._bytes_out = 0
         self._ended = (int(CloseCode.ABNORMAL), "client")
         """How it ended, once it has."""
@@ -224,7 +248,7 @@ class MovingTunnel(Tunnel, Port):
             self.from_server(self._server, from_server)
         if from_client:
             self.from_client(from_client)
-        if not client.is_closing():
+        if not client.is_closing() and not self._holds:
             client.resume_reading()
 
     def _attach(self, upstream: Upstream) -> None:
@@ -232,13 +256,13 @@ class MovingTunnel(Tunnel, Port):
         transport = upstream.transport
         server = self._server = _ServerLeg(self, transport)
         transport.set_protocol(server)
-        if not transport.is_closing():
+        if not transport.is_closing() and not self._client_full:
             transport.resume_reading()
 
     def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
         """See `Tunnel.save`."""
         relay = self._relay.save()
-        if relay is None or self._client is None or self._server is None or self._moving:
+        if relay is None or self._client is None or self._server is None:
             return None
         saved = self.save_life() | {
             "relay": relay,
@@ -291,6 +315,7 @@ class MovingTunnel(Tunnel, Port):
 
     def hold_server(self, held: bool) -> None:
         """The client reads slowly, or has caught up."""
+        self._client_full = held
         if self._server is not None and not self._server.transport.is_closing():
             transport = self._server.transport
             transport.pause_reading() if held else transport.resume_reading()
@@ -298,11 +323,12 @@ class MovingTunnel(Tunnel, Port):
     def hold_client(self, leg: _ServerLeg, held: bool) -> None:
         """The instance reads slowly, or has caught up."""
         if leg is self._server:
-            self._hold(1 if held else -1)
+            self._hold(_BY_SERVER, held)
 
-    def _hold(self, change: int) -> None:
-        before, self._holds = self._holds, max(0, self._holds + change)
-        if self._client is None or self._client.is_closing() or bool(before) == bool(self._holds):
+    def _hold(self, who: int, held: bool) -> None:
+        before = self._holds
+        self._holds = before | who if held else before & ~who
+        if self._client is None or self._client.is_closing() or bool(before) is bool(self._holds):
             return
         self._client.pause_reading() if self._holds else self._client.resume_reading()
 
@@ -320,7 +346,7 @@ class MovingTunnel(Tunnel, Port):
 
     def read_client(self, wanted: bool) -> None:
         """See `Port`."""
-        self._hold(-1 if wanted else 1)
+        self._hold(_BY_RELAY, not wanted)
 
     def may_barrier(self) -> bool:
         """See `Port`."""
@@ -331,33 +357,39 @@ class MovingTunnel(Tunnel, Port):
         self._alarm_at = at
         self.rearm()
 
-    def dial(self, token: bytes, *, died: bool) -> None:
-        """See `Port`."""
+    def dial(self, token: bytes) -> None:
+        """See `Port`; the former instance has nothing to do with the tunnel any more."""
         now = self.plane.clock()
         self._held_since = min(self._held_since, now)
         self._drop_server()
-        self._holds = 0
-        self._dialing = self.plane.loop.create_task(self._dial(token, self.endpoint))
-        self.plane.spawn(self._dialing)
+        self.leave_endpoint()
+        self._token = token
+        if now - self._arrived_at < _SETTLED:
+            self._hasty += 1
+        else:
+            self._hasty = 0
+            self._dial_until = now + self.rules.migrate.timeout
+        self.plane.moves.begin(self)
 
     def end(self, code: int, side: str) -> None:
         """See `Port`."""
         self._drop_server()
         self._ended = (code, side)
+        self._stop_moving()
         if self._client is not None:
             self._client.close()
+            self.alarm(self.plane.clock() + _LINGER)
         else:
             self._finish_books()
 
-    def cut(self, reason: str) -> None:
-        """See `Port`."""
-        self.abort()
-
     def _drop_server(self) -> None:
         server, self._server = self._server, None
+        self._hold(_BY_SERVER, False)
         if server is not None and not server.transport.is_closing():
-            server.transport.resume_reading()
             server.transport.close()
+            if server.transport.get_write_buffer_size():
+                # An instance that hangs would never take it.
+                self.plane.loop.call_later(_LINGER, server.transport.abort)
 
     # -- moving --------------------------------------------------------------------------------------------
 
@@ -373,123 +405,133 @@ class MovingTunnel(Tunnel, Port):
 
     @property
     def wants_to_move(self) -> bool:
-        """Whether it is still where it was to leave."""
-        return self._relay.phase is Phase.RELAYING and self.endpoint.state is not State.READY
+        """See `proxy.moves.Mover`."""
+        if self._relay.phase is Phase.DIALING:
+            return self._dialing is None
+        leaving = self._aged or self.endpoint.state is not State.READY
+        return self._relay.phase is Phase.RELAYING and leaving and self._client is not None
 
     def leave(self, *, dead: bool) -> None:
         """See `Tunnel.leave`."""
-        if self._moving or self._relay.phase is not Phase.RELAYING:
-            return
         if dead:
-            self._drop_server()
-            now = self.plane.clock()
-            self._held_since = min(self._held_since, now)
-            self._relay.server_lost(now)
-        else:
+            if self._server is not None:
+                self._drop_server()
+                now = self.plane.clock()
+                self._held_since = min(self._held_since, now)
+                self._relay.server_lost(now)
+        elif self._relay.phase is Phase.RELAYING:
+            self._aged = self.endpoint.state is State.READY
             self.plane.moves.begin(self)
 
-    def begin(self) -> None:
-        """Its turn has come."""
-        self._moving = True
-        self._relay.leave(self.plane.clock())
+    def expel(self) -> None:
+        """See `Tunnel.expel`."""
+        self._relay.hurry(self.plane.clock())
         self._note_hold()
 
+    def begin(self) -> None:
+        """See `proxy.moves.Mover`."""
+        self._aged = False
+        if self._relay.phase is Phase.DIALING:
+            self._dialing = self.plane.loop.create_task(self._dial())
+            self.plane.spawn(self._dialing)
+        else:
+            self._relay.leave(self.plane.clock())
+            self._note_hold()
+
     def _note_hold(self) -> None:
-        if self._relay.phase is Phase.QUIETING:
+        if self._relay.phase in (Phase.QUIETING, Phase.CLOSING):
             self._held_since = min(self._held_since, self.plane.clock())
 
-    async def _dial(self, token: bytes, former: Endpoint) -> None:
+    async def _dial(self) -> None:
         """Connect to another instance, as often as it takes within the time there is."""
         plane = self.plane
-        until = plane.clock() + self.rules.migrate.timeout
-        tried: list[Endpoint] = [former]
+        tried: list[Endpoint] = [self.endpoint]
         waits = iter(_WAITS)
         why = "no other instance is ready"
-        while plane.clock() < until:
-            head = self._request(token)
-            endpoint, _ = choose(
-                self.route,
-                head,
-                self.origin.client.encode(),
-                self._secure,
-                plane.clock(),
-                plane.random,
-                tried,
-            )
+        if self._hasty:
+            await asyncio.sleep(_WAITS[min(self._hasty, len(_WAITS)) - 1])
+        while plane.clock() < self._dial_until:
+            head = self._request(self._token)
+            client = self.origin.client.encode()
+            now = plane.clock()
+            endpoint, _ = choose(self.route, head, client, self._secure, now, plane.random, tried)
             if endpoint is None:
                 # The same instance may have come back, or another may come up: look again shortly.
                 tried.clear()
                 await asyncio.sleep(next(waits, _WAITS[-1]))
                 continue
-            lease = endpoint.enter(plane.clock())
+            lease = endpoint.enter(now)
             try:
-                upstream, rest = await self._shake_hands(endpoint, head, token)
+                upstream, answer = await self._shake_hands(endpoint, head)
             except (OSError, ProxyError) as error:
-                why = f"{endpoint.instance.id}: {error}"
+                why = f"{endpoint.instance.id}: {error or 'timed out'}"
                 lease.exit(plane.clock(), failed=True)
                 plane.table.failed(endpoint, plane.clock())
                 tried.append(endpoint)
-                continue
-            self._arrived(upstream, lease, rest)
-            return
-        self._failed(why)
+            except BaseException:
+                lease.exit(plane.clock(), failed=False)
+                raise
+            else:
+                self._arrive(upstream, lease, answer.rest)
+                return
+        self._fail(why)
 
-    def _arrived(self, upstream: Upstream, lease: Lease, rest: bytes) -> None:
+    def _arrive(self, upstream: Upstream, lease: Lease, rest: bytes) -> None:
         plane = self.plane
-        now = plane.clock()
-        if self._relay.phase is not Phase.DIALING:
-            lease.exit(now, failed=False)
-            upstream.abort()
-            return
+        now = self._arrived_at = plane.clock()
+        self._dialing = None
         self._attach(upstream)
-        self.move_books(lease)
+        self.enter_endpoint(lease)
         plane.counters.moved(now - self._held_since)
         self._held_since = NEVER
-        self._done_moving()
         self._relay.connected(now)
         if rest and self._server is not None:
             self.from_server(self._server, rest)
-        if self.endpoint.state is not State.READY:
+        plane.moves.done(self)
+        if upstream.transport.is_closing() and self._server is not None:
+            # It was lost before it was ours: nobody else will say so.
+            self.server_lost(self._server)
+        elif self.endpoint.state is not State.READY:
             plane.on_late_tunnel(self)
 
-    def _failed(self, why: str) -> None:
+    def _fail(self, why: str) -> None:
         plane = self.plane
+        self._dialing = None
         plane.counters.moves_failed += 1
-        self._held_since = NEVER
-        self._done_moving()
+        plane.moves.done(self)
         self._relay.gave_up(f"no instance could take over ({why})", plane.clock())
 
-    def _done_moving(self) -> None:
-        if self._moving:
-            self._moving = False
-            self.plane.moves.done(self)
+    def _stop_moving(self) -> None:
+        dialing, self._dialing = self._dialing, None
+        if dialing is not None:
+            dialing.cancel()
+        self.plane.moves.done(self)
 
     def _request(self, token: bytes) -> RequestHead:
         """The first handshake again, with a fresh key and the token."""
         key = base64.b64encode(os.urandom(16))
         bare = _KEY_OR_TOKEN.sub(b"", self._handshake)
         added = b"Sec-WebSocket-Key: %b\r\n" % key
-        if token and b"\r" not in token and b"\n" not in token:
+        if _TOKEN.fullmatch(token):
             added += b"Holdfast-Resume: %b\r\n" % token
         parsed = parse_request(bare[:-2] + added + b"\r\n", RESPONSE_LIMITS)
         assert parsed is not None
         return parsed[0]
 
-    async def _shake_hands(
-        self, endpoint: Endpoint, head: RequestHead, token: bytes
-    ) -> tuple[Upstream, bytes]:
+    async def _shake_hands(self, endpoint: Endpoint, head: RequestHead) -> tuple[Upstream, Handshake]:
         """A connection on which the instance has switched to the same subprotocol.
 
         Raises `OSError` and `ProxyError`.
         """
         times = self.route.service.config.timeout
-        upstream = await connect(self.plane, endpoint, times.connect)
+        most = self.rules.migrate.timeout / _ATTEMPTS
+        upstream = await connect(self.plane, endpoint, min(times.connect, most))
         answer = Handshake(self.plane.loop)
         upstream.exchange = answer
         upstream.transport.write(b"%b %b HTTP/1.1\r\n%b\r\n" % (head.method, head.target, head.block))
         try:
-            async with asyncio.timeout(times.response):
-                response, rest = await answer.done
+            async with asyncio.timeout(min(times.response, most)):
+                response = await answer.done
             key = head.get(b"sec-websocket-key") or b""
             accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
             if response.status != 101 or _value(response, _ACCEPT) != accept:
@@ -501,7 +543,7 @@ class MovingTunnel(Tunnel, Port):
             upstream.abort()
             raise
         upstream.exchange = None
-        return upstream, rest
+        return upstream, answer
 
     # -- the rest of a tunnel ------------------------------------------------------------------------------
 
@@ -517,16 +559,25 @@ class MovingTunnel(Tunnel, Port):
         if self._client is not None:
             self._client.abort()
 
-    def ping(self, side: int) -> None:
+    def let_go(self) -> None:
+        """See `Tunnel.let_go`."""
+        super().let_go()
+        self._client = self._server = None
+
+    def ping(self, side: int) -> bool:
         """See `Tunnel.ping`."""
-        self._relay.ping(side)
+        return self._relay.ping(side)
+
+    def hears(self, side: int) -> bool:
+        """See `Tunnel.hears`."""
+        return self._server is not None and not self._client_full if side else not self._holds
 
     def silent(self, side: int) -> None:
         """See `Tunnel.silent`."""
-        if not side:
-            self.abort()
-        elif self._server is not None:
+        if side and self._server is not None:
             self._server.transport.abort()
+        elif not side and self._client is not None:
+            self._client.abort()
 
     def look(self, now: float) -> None:
         """See `Tunnel.look`; a tunnel that has said Close is only waiting for the answer."""
@@ -543,6 +594,9 @@ class MovingTunnel(Tunnel, Port):
     def on_deadline(self) -> None:
         """See `proxy.timers.Timed`."""
         now = self.plane.clock()
+        if now >= self._alarm_at and self._relay.phase is Phase.OVER:
+            self.abort()
+            return
         if now >= self._alarm_at:
             self._alarm_at = NEVER
             self._relay.on_alarm(now)
@@ -553,9 +607,7 @@ class MovingTunnel(Tunnel, Port):
             self.rearm()
 
     def _finish_books(self) -> None:
-        if self._dialing is not None:
-            self._dialing.cancel()
-        self._done_moving()
+        self._stop_moving()
         self.settle(*self._ended)
 
     @property

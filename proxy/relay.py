@@ -108,7 +108,7 @@ class Port(Protocol):
     def read_client(self, wanted: bool) -> None:
         """Go on or stop reading from the client."""
 
-    def dial(self, token: bytes, *, died: bool) -> None:
+    def dial(self, token: bytes) -> None:
         """Drop the instance's connection after flushing it, and connect to the next instance.
 
         Answered by `Relay.connected` or `Relay.gave_up`. `token` is for the Holdfast-Resume field.
@@ -480,7 +480,7 @@ class Relay:
         # Those that nobody has answered and nobody else will.
         while self._pings:
             self._pong(self._pings.popleft())
-        self._port.dial(self.token, died=died)
+        self._port.dial(self.token)
 
     def _hopeless(self, died: bool) -> str:
         """Why no other instance could go on; empty when one can."""
@@ -507,10 +507,25 @@ class Relay:
         else:
             self._hold_client(now)
 
+    def hurry(self, now: float) -> None:
+        """The instance is to be left at once: nobody waits for quiet any more."""
+        if self.phase not in _ATTACHED:
+            return
+        if self._client_open and self._beyond_keeping:
+            self.finish(CloseCode.SERVICE_RESTART, "the time for a message too large to be kept is over", now)
+        else:
+            self._say_leaving(now)
+
     def _hold_client(self, now: float) -> None:
         self.phase = Phase.QUIETING
         self._leave_by = now + self._rules.patience
         self._set_alarm(now + min(self._rules.quiet, self._rules.patience))
+
+    def _say_leaving(self, now: float) -> None:
+        self.phase = Phase.CLOSING
+        self._leave_by = now + _LAST_WORDS
+        self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
+        self._set_alarm(now + _GOODBYE)
 
     def connected(self, now: float) -> None:
         """The next instance has accepted: send it what waits, and go on."""
@@ -587,10 +602,7 @@ class Relay:
             self._forget(now)
             self._confirm_more(now)
         elif phase is Phase.QUIETING:
-            self.phase = Phase.CLOSING
-            self._leave_by = now + _LAST_WORDS
-            self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
-            self._set_alarm(now + _GOODBYE)
+            self._say_leaving(now)
         elif phase is Phase.CLOSING:
             self._dial(died=True, now=now)
         elif phase is Phase.CLIENT_CLOSING:

@@ -20,6 +20,9 @@ class Tunnel(Protocol):
     def leave(self, *, dead: bool) -> None:
         """Its instance is leaving, or is dead: move on if this tunnel can, else close with 1012."""
 
+    def expel(self) -> None:
+        """The time in which its instance may leave is over: do at once what `leave` does with care."""
+
     def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
         """What another process needs to go on with it, and both connections; None if it cannot now."""
 
@@ -38,17 +41,26 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_endpoint: dict[Endpoint, set[Tunnel]] = {}
+        self._between: set[Tunnel] = set()
+        """Those that have left one endpoint and not reached another."""
 
     def add(self, tunnel: Tunnel) -> None:
-        """A tunnel is open from now on."""
+        """A tunnel is open from now on, or has reached another endpoint."""
         endpoint = tunnel.endpoint
+        self._between.discard(tunnel)
         self._by_endpoint.setdefault(endpoint, set()).add(tunnel)
         endpoint.tunnels += 1
         endpoint.tunnels_total += 1
 
+    def part(self, tunnel: Tunnel) -> None:
+        """A tunnel has left its endpoint for another."""
+        self.remove(tunnel)
+        self._between.add(tunnel)
+
     def remove(self, tunnel: Tunnel) -> None:
         """A tunnel has ended."""
         endpoint = tunnel.endpoint
+        self._between.discard(tunnel)
         tunnels = self._by_endpoint.get(endpoint)
         if tunnels is None or tunnel not in tunnels:
             return
@@ -64,6 +76,7 @@ class Sessions:
     def __iter__(self) -> Iterator[Tunnel]:
         for tunnels in tuple(self._by_endpoint.values()):
             yield from tuple(tunnels)
+        yield from tuple(self._between)
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_endpoint.values()))
+        return sum(map(len, self._by_endpoint.values())) + len(self._between)

@@ -253,8 +253,16 @@ class Tunnel(ABC):
         """What another process needs to go on with it, and both connections; None if it cannot now."""
 
     @abstractmethod
-    def ping(self, side: int) -> None:
-        """Send a ping to the client (0) or the instance (1), if nothing is half said to it."""
+    def expel(self) -> None:
+        """The time in which its instance may leave is over: do at once what `leave` does with care."""
+
+    @abstractmethod
+    def ping(self, side: int) -> bool:
+        """Send a ping to the client (0) or the instance (1); False if something is half said to it."""
+
+    @abstractmethod
+    def hears(self, side: int) -> bool:
+        """Whether what the client (0) or the instance (1) says is being read."""
 
     @abstractmethod
     def silent(self, side: int) -> None:
@@ -307,15 +315,14 @@ class Tunnel(ABC):
 
     def _ping_silent(self) -> None:
         for side, heard in enumerate(self.bytes):
-            if heard != self._heard[side]:
+            if heard != self._heard[side] or not self.hears(side):
                 self._heard[side] = heard
                 self._pinged[side] = False
             elif self._pinged[side]:
                 self._pinged[side] = False
                 self.silent(side)
             else:
-                self._pinged[side] = True
-                self.ping(side)
+                self._pinged[side] = self.ping(side)
 
     def rearm(self) -> None:
         """Have `on_deadline` called when the next thing is due."""
@@ -325,10 +332,14 @@ class Tunnel(ABC):
         """See `proxy.timers.Timed`."""
         self.look(self.plane.clock())
 
-    def move_books(self, lease: Lease) -> None:
+    def leave_endpoint(self) -> None:
+        """It goes on without this endpoint; which one is next is not known yet."""
+        self._leave_books()
+        self.plane.sessions.part(self)
+
+    def enter_endpoint(self, lease: Lease) -> None:
         """Go on at another endpoint."""
         assert lease.endpoint is not None
-        self._leave_books()
         self._lease, self.endpoint = lease, lease.endpoint
         self.plane.sessions.add(self)
 
@@ -510,6 +521,10 @@ class PlainTunnel(Tunnel):
         """See `Tunnel.leave`."""
         self.close(CloseCode.SERVICE_RESTART, "this instance is leaving, please reconnect")
 
+    def expel(self) -> None:
+        """See `Tunnel.expel`."""
+        self.leave(dead=False)
+
     def say_close(self) -> None:
         """Write the Close to the client if nothing is half said; else the server's leg asks again."""
         if self._server.close_other(self._farewell):
@@ -521,11 +536,17 @@ class PlainTunnel(Tunnel):
         self._client.transport.abort()
         self._server.transport.abort()
 
-    def ping(self, side: int) -> None:
+    def ping(self, side: int) -> bool:
         """See `Tunnel.ping`."""
         leg = self._server if side else self._client
-        if leg.other.between_frames and not leg.transport.is_closing():
-            leg.transport.write(encode_frame(Opcode.PING, PING, os.urandom(4) if side else b""))
+        if not leg.other.between_frames or leg.transport.is_closing():
+            return False
+        leg.transport.write(encode_frame(Opcode.PING, PING, os.urandom(4) if side else b""))
+        return True
+
+    def hears(self, side: int) -> bool:
+        """See `Tunnel.hears`."""
+        return (self._server if side else self._client).transport.is_reading()
 
     def silent(self, side: int) -> None:
         """See `Tunnel.silent`."""

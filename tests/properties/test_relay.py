@@ -157,7 +157,7 @@ class World:
         assert wanted is not self.reading
         self.reading = wanted
 
-    def dial(self, token: bytes, *, died: bool) -> None:
+    def dial(self, token: bytes) -> None:
         assert self.dialing is None and self.ended is None
         self._drop()
         self.dialing = token
@@ -374,6 +374,10 @@ class Tunnel(RuleBasedStateMachine):
     @rule()
     def proxy_wants_to_leave(self) -> None:
         self.relay.leave(self.now)
+
+    @rule()
+    def the_time_to_leave_is_over(self) -> None:
+        self.relay.hurry(self.now)
 
     @rule(side=st.integers(0, 1))
     def proxy_pings(self, side: int) -> None:
