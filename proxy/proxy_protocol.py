@@ -9,7 +9,9 @@ import ipaddress
 import re
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_V1 = re.compile(rb"PROXY (?:UNKNOWN[^\r\n]*|TCP[46] (\S+) (\S+) ([0-9]{1,5}) ([0-9]{1,5}))\r\n")
+_V1 = re.compile(
+    rb"PROXY (?:UNKNOWN[^\r\n]*|TCP([46]) ([0-9a-fA-F.:]+) [0-9a-fA-F.:]+ [0-9]{1,5} [0-9]{1,5})\r\n"
+)
 _V1_MOST = 107
 _SHORTEST = len(b"PROXY UNKNOWN\r\n")
 _V2_MOST = 4096
@@ -36,7 +38,7 @@ def parse_header(buffer: bytes) -> tuple[str | None, int] | None:
     match = _V1.match(buffer)
     if match is None:
         raise HeaderError("the PROXY header is malformed")
-    return (_ip(match[1].decode("latin-1")) if match[1] else None), match.end()
+    return (_ip(match[1], match[2].decode()) if match[1] else None), match.end()
 
 
 def missing(buffer: bytes) -> int:
@@ -69,8 +71,8 @@ def _parse_v2(buffer: bytes) -> tuple[str | None, int] | None:
     return str(ipaddress.ip_address(buffer[16 : 16 + size])), end
 
 
-def _ip(text: str) -> str:
+def _ip(family: bytes, text: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.IPv4Address(text) if family == b"4" else ipaddress.IPv6Address(text))
     except ValueError as error:
         raise HeaderError("the PROXY header is malformed") from error
