@@ -37,6 +37,10 @@ CLOSE_TIMEOUT = 3.0
 """Seconds to flush before a Close, and to wait for the peer's."""
 QUIET = 0.05
 """A client that has sent nothing for so many seconds has nothing under way that we could wait for."""
+CHECKPOINT = b"holdfast-resume:"
+"""Begins the payload of a ping that says where to resume."""
+PING_MOST = 125
+"""Bytes that a control frame can carry (RFC 6455 section 5.5)."""
 FINISH_ROUNDS = 20
 """How often silence is waited for; a client that never stops must not hold up the others."""
 
@@ -69,6 +73,8 @@ class Client:
         self._close_code: int | None = None
         self._close_sent = False
         self._heard = 0.0
+        self._checkpoints = False
+        self._checkpointed = b""
 
     @property
     def session(self) -> str | None:
@@ -83,6 +89,7 @@ class Client:
         else:
             self._member.push(wire.welcome(None, self._services.instance))
         try:
+            self._checkpoints = "Holdfast-Migrate" in request.headers
             await self._socket.prepare(request)
             self._transport = request.transport
             open_now = self._services.metrics.connections.labels(self._role)
@@ -138,6 +145,7 @@ class Client:
                 for frame in frames:
                     async with asyncio.timeout(SEND_TIMEOUT):
                         await self._socket.send_str(frame)
+                await self._checkpoint()
             if self._member.leaving is Leaving.SLOW:
                 raise TimeoutError
             if self._close_code is not None:
@@ -155,6 +163,17 @@ class Client:
         except ConnectionError:
             # The reader sees the same end.
             return
+
+    async def _checkpoint(self) -> None:
+        """Tell a proxy that can move this WebSocket where another instance would have to go on.
+
+        By a ping, since a proxy may read those and a client answers them unseen: should this process die,
+        the proxy brings the token of the last one to the next instance, as it does with a Close's reason.
+        """
+        token = CHECKPOINT + self._token()
+        if self._checkpoints and len(CHECKPOINT) < len(token) <= PING_MOST and token != self._checkpointed:
+            self._checkpointed = token
+            await self._socket.ping(token)
 
     def _abort(self) -> None:
         if self._transport is not None:

@@ -17,7 +17,7 @@ from proxy.choose import choose
 from proxy.endpoint import Endpoint, Lease, State
 from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
-from proxy.headers import Peer, forward_request, forward_response, without_extensions
+from proxy.headers import Peer, forward_request, forward_response, prepare_to_move
 from proxy.metrics import record
 from proxy.mirror import mirror
 from proxy.moving import MovingTunnel, chosen_protocol
@@ -222,7 +222,7 @@ class Exchange:
         upstream.exchange = self
         upstream.deadline = NEVER  # its idle time is over
         if self._moves:
-            without_extensions(self._head)
+            prepare_to_move(self._head)
         request = forward_request(self._head, self.downstream.peer, self._request_id, self._trace)
         if self._pending:
             request += self._pending

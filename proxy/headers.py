@@ -89,11 +89,17 @@ def forward_request(head: RequestHead, peer: Peer, request_id: bytes, trace: byt
     )
 
 
-def without_extensions(head: RequestHead) -> None:
-    """Offer the instance no WebSocket extensions: their state would be lost when the instance is replaced."""
+def prepare_to_move(head: RequestHead) -> None:
+    """Make a WebSocket handshake fit for a tunnel that may be moved to another instance later.
+
+    No extensions are offered: their state would be lost with the instance. And the instance is told, so that
+    it can say where a next one would have to go on (see `proxy.relay.CHECKPOINT`).
+    """
     for index, (name, _) in enumerate(head.fields):
-        if name.lower() == b"sec-websocket-extensions" and index not in head.dropped:
+        if name.lower() in (b"sec-websocket-extensions", b"holdfast-migrate") and index not in head.dropped:
             head.dropped.append(index)
+    head.fields.append((b"Holdfast-Migrate", b"1"))
+    head.block += b"Holdfast-Migrate: 1\r\n"
 
 
 def _forwarded_on(head: RequestHead, peer: Peer) -> tuple[bytes, bytes]:
