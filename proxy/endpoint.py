@@ -65,7 +65,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     # It must sit its time out: a passing check says nothing of what made it fail real traffic.
     State.EJECTED: {
         Event.FAIL: State.UNHEALTHY,
-        Event.RETURN: State.READY,
+        Event.RETURN: State.STARTING,
         Event.DRAIN: State.DRAINING,
         Event.REMOVE: State.GONE,
     },

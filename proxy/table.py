@@ -300,6 +300,10 @@ class Table:
                     if endpoint.ejected_until <= now:
                         endpoint.failures = 0
                         returned |= self._fire(endpoint, Event.RETURN)
+                        # Not straight to work: it may have died, or been called down, meanwhile.
+                        self._reconcile(state, endpoint, now)
+                        if endpoint.state is State.STARTING and endpoint.passes:
+                            self._fire(endpoint, Event.PASS)
                     else:
                         upcoming.append(endpoint.ejected_until)
             if returned:
