@@ -67,7 +67,7 @@ class Drainer:
         self._later(endpoint, max(deadline, last), lambda: self._expel(endpoint))
 
     def _leave_all(self, endpoint: Endpoint, spread: float, *, dead: bool = False) -> float:
-        """Have every tunnel leave within the spread, or as the pace allows; returns the last one's seconds."""
+        """Have every tunnel leave within the spread, or as the pace allows; returns the last's seconds."""
         tunnels = self._plane.sessions.of(endpoint)
         # In order, so that nobody's pace is set by somebody who happens to come late.
         delays = sorted(self._random.uniform(0.0, spread) for _ in tunnels)
