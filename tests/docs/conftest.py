@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from config.load import read
 from proxy.app import App
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,13 +40,7 @@ def dashboard() -> dict[str, Any]:
     return loaded
 
 
-@pytest.fixture
-async def exported() -> dict[str, set[str]]:
-    """Names of samples that a real process exports, with their labels; histograms by their three names.
-
-    Families that have no samples yet are there by the names that their samples will have.
-    """
-    text = """
+CONFIG = """
 listen: [{address: "127.0.0.1:0"}]
 admin: {address: "127.0.0.1:0"}
 registry: {kind: embedded, listen: "127.0.0.1:0"}
@@ -49,24 +49,49 @@ services: {web: {instances: [{address: "127.0.0.1:1", id: a}, {address: "127.0.0
 routes: [{service: web}]
 shutdown: 1s
 """
-    app = App(read(text.encode(), source="docs.yaml", environ={}))
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[App]:
+    """A real proxy in this loop. Nothing answers behind it, so its requests fail, which is counted too."""
+    app = App(read(CONFIG.encode(), source="docs.yaml", environ={}))
     try:
         await app.start()
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://{app.addresses[0]}/"):
-                pass
-            async with session.get(f"http://{app.admin_address}/metrics") as answer:
-                scrape = await answer.text()
+        yield app
         await app.drain()
     finally:
         await app.close()
+
+
+@pytest.fixture
+async def exported(app: App) -> dict[str, set[str]]:
+    """Names of the samples that a process exports, with their labels; a histogram's by its three names.
+
+    A family that has no samples yet is there, without labels, by the names that its samples will have.
+    """
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://{app.addresses[0]}/") as failed:
+            assert failed.status == 502
+        async with session.get(f"http://{app.admin_address}/metrics") as answer:
+            scrape = await answer.text()
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(scrape):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(set(sample.labels) - {"le"})
         for name in _sample_names(family.name, family.type):
             found.setdefault(name, set())
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(set(sample.labels) - {"le"})
     return found
+
+
+@pytest.fixture
+async def described(app: App) -> dict[str, list[str]]:
+    """The admin API's methods by path, as it describes itself."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{app.admin_address}/openapi.json") as answer,
+    ):
+        paths = (await answer.json())["paths"]
+    return {path: list(methods) for path, methods in paths.items()}
 
 
 def _sample_names(name: str, kind: str) -> list[str]:
