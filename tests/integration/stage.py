@@ -13,7 +13,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,13 @@ class Admin:
             finally:
                 await events.close()
 
+    async def emptied(self) -> None:
+        """Waits until no tunnel is open any more; each look is a round trip."""
+        async with asyncio.timeout(PATIENCE):
+            while (await self.ask("GET", "/v1/sessions"))[1]["total"]:
+                pass
+        assert (await self.metrics())["holdfast_tunnels_open"] == 0
+
     async def ready(self, service: str, *instances: str) -> None:
         """Waits until exactly these instances of a service are ready."""
         async with self.events() as events:
@@ -308,12 +315,6 @@ def exists(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def repeated(values: Iterable[Any]) -> list[Any]:
-    """Those that are there more than once."""
-    seen: set[Any] = set()
-    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
 
 
 def _clean_environment() -> dict[str, str]:

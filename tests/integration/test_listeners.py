@@ -283,3 +283,21 @@ async def test_a_connection_without_a_valid_header_is_cut(proxied: Gateway, said
 @pytest.fixture
 async def proxied(stage: Stage) -> Gateway:
     return await start(stage, {"address": "127.0.0.1:0", "proxy_protocol": True})
+
+
+@needs_openssl
+async def test_the_header_comes_before_tls(stage: Stage, authority: Authority) -> None:
+    """A load balancer that does not end TLS puts the header before the handshake."""
+    certificate, key = await authority.sign("gateway")
+    gateway = await start(
+        stage,
+        {"address": "127.0.0.1:0", "proxy_protocol": True, "tls": {"certificate": certificate, "key": key}},
+    )
+    reader, writer = await asyncio.open_connection(*gateway.addresses[0].split(":"))
+    writer.write(b"PROXY TCP4 203.0.113.7 192.0.2.1 5555 443\r\n")
+    await asyncio.wait_for(writer.start_tls(authority.client(), server_hostname="localhost"), 10)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert b'"X-Forwarded-For": "203.0.113.7"' in answer
+    assert b'"X-Forwarded-Proto": "https"' in answer
