@@ -87,9 +87,13 @@ class Instance:
                 print(f"  {self.name}  ended ({_how(code)}); starting it again", flush=True)
                 await asyncio.sleep(_AGAIN)
 
+    def stay_down(self) -> None:
+        """When it ends, leave it at that."""
+        self._leaving = True
+
     async def leave(self) -> None:
         """Let it drain, and end it when that takes too long."""
-        self._leaving = True
+        self.stay_down()
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -130,6 +134,8 @@ async def _demo(options: DemoOptions) -> int:
             print(
                 "\nending: clients are asked to go, then the instances drain, then the registry", flush=True
             )
+            for instance in instances:
+                instance.stay_down()
             await app.drain()
         except OSError as error:
             print(f"holdfast: {error.strerror or error}", file=sys.stderr)
