@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,35 @@ async def test_ctrl_c_sends_those_who_chat_away_politely(stage: Stage) -> None:
         await interrupt(demo)
         code, _ = await rest(socket)
     assert code == 1012
+
+
+@pytest.mark.parametrize("moment", ["Ctrl-C drains", "pid", "starting it again"])
+async def test_ctrl_c_while_instances_are_starting_leaves_none_of_them(
+    stage: Stage, tmp_path: Path, moment: str
+) -> None:
+    mark = f"STARTED_BY={tmp_path}"
+    child = await stage.holdfast(
+        "demo", "--port", "0", "--admin-port", "0", "--registry-port", "0",
+        environment=dict([mark.split("=", 1)]),
+    )  # fmt: skip
+    if moment == "starting it again":
+        os.kill(int((await child.said(r"pid (\d+)"))[1]), signal.SIGKILL)
+    await child.said(moment)
+    assert child.pid in marked(mark)
+    child.signal(signal.SIGINT)
+    assert await child.ended() == 0
+    assert marked(mark) == []
+    assert "Traceback" not in child.output
+
+
+def marked(mark: str) -> list[int]:
+    """The processes in whose environment that is."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found
 
 
 @pytest.mark.parametrize("option", ["--port", "--admin-port", "--registry-port"])
