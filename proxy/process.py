@@ -19,6 +19,9 @@ from proxy.app import App
 from proxy.handover import VARIABLE, HandoverError
 from proxy.takeover import Predecessor
 
+_LOOK = 0.2
+"""Seconds between looks of a process that stands by for its successors."""
+
 _log = logging.getLogger("holdfast")
 
 
@@ -31,7 +34,9 @@ def run(path: str) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    return run_app(lambda: _serve(App(config, path), int(predecessor) if predecessor else None))
+    app = App(config, path)
+    code = run_app(lambda: _serve(app, int(predecessor) if predecessor else None))
+    return _stand_by() if app.replaced.is_set() and os.getpid() == 1 else code
 
 
 def run_app(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -99,32 +104,36 @@ async def _serve(app: App, predecessor: int | None) -> int:
         signalled.cancel()
         replaced.cancel()
         await app.close()
-    if app.replaced.is_set() and os.getpid() == 1:
-        return await asyncio.to_thread(_stand_by)
     return 0
 
 
 def _stand_by() -> int:
     """PID 1 of a container must not end while its successor runs: pass signals on, and reap.
 
-    Successors of the successor become children of PID 1 when their parents end, so that there is always one
-    to follow. Returns the exit code of the last.
+    Successors of a successor become children of PID 1 when their parents end. Until then a signal goes to
+    both: the one that has been replaced has nothing left to do on it. Returns the exit code of the last.
     """
-    code = 0
-    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
-    while True:
-        children = _children()
-        if not children:
-            return code
-        number = signal.sigtimedwait(passed_on, 1.0)
-        if number is not None:
+
+    def pass_on(number: int, frame: object) -> None:
+        for pid in _descendants(1):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(children[-1], number.si_signo)
+                os.kill(pid, number)
+
+    # Handlers, not a blocked mask: other threads may be left, and would take what this one waits for.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    code = 0
+    while _descendants(1):
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 code = os.waitstatus_to_exitcode(ended[1])
+        time.sleep(_LOOK)
+    return code
 
 
-def _children() -> list[int]:
-    return sorted(int(pid) for pid in Path("/proc/self/task/1/children").read_text().split())
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []  # it has just ended
+    return children + [descendant for child in children for descendant in _descendants(child)]
