@@ -71,7 +71,12 @@ def test_expressions_use_labels_that_exist(exported: dict[str, set[str]]) -> Non
     (rules,) = documents(ROOT / "deploy/prometheus/rules.yaml")
     expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     expressions += [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    known = set().union(*(labels for _, labels in documented().values())) | {"le", "job", "instance", "exported_instance"}
+    known = set().union(*(labels for _, labels in documented().values())) | {
+        "le",
+        "job",
+        "instance",
+        "exported_instance",
+    }
     for expression in expressions:
         for group in re.findall(r"by \(([^)]*)\)", expression):
             assert {label.strip() for label in group.split(",")} <= known, expression
