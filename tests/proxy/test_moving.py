@@ -22,7 +22,7 @@ from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from discovery.model import Instance, Status
 from proxy.frames import CloseCode, Opcode, encode_close, encode_frame
 from proxy.timers import Wheel
-from tests.proxy.conftest import PATIENCE, Clock, Origin, Stage
+from tests.proxy.conftest import PATIENCE, Clock, Origin, Stage, Wire
 
 Handler = Callable[["Backend", ServerConnection], Awaitable[None]]
 MASK = b"abcd"
@@ -55,6 +55,7 @@ class Live(Stage):
         self.plane.wheel = Wheel(self.clock, tick=0.01)
         self.plane.wheel.start(self.plane.loop)
         self.backends: list[Backend] = []
+        self.dialled: list[ClientConnection] = []
 
     def rules(self, **websocket: Any) -> None:
         """Configure how tunnels live; without jitter."""
@@ -91,11 +92,13 @@ class Live(Stage):
         """A client of a published library."""
         listener = self.listeners[0] if self.listeners else await self.listen()
         url = f"ws://127.0.0.1:{listener.address.port}{path}"
-        return await connect(url, compression=None, ping_interval=None, proxy=None, **options)
+        client = await connect(url, compression=None, ping_interval=None, proxy=None, **options)
+        self.dialled.append(client)
+        return client
 
     async def close(self) -> None:
-        for wire in self.clients:
-            wire.writer.transport.abort()
+        for transport in [w.writer.transport for w in self.clients] + [c.transport for c in self.dialled]:
+            transport.abort()
         for backend in self.backends:
             await backend.stop()
         await self.until(lambda: not self.plane.tasks)
@@ -141,8 +144,7 @@ class Backend:
         self.server.close(close_connections=False)
 
     async def leave(self, code: int, reason: str) -> None:
-        for connection in tuple(self.open):
-            await connection.close(code, reason)
+        await asyncio.gather(*(connection.close(code, reason) for connection in tuple(self.open)))
 
     async def stop(self) -> None:
         for connection in tuple(self.open):
@@ -204,14 +206,14 @@ def make_leave(live: Live, way: str) -> None:
 @pytest.mark.parametrize("way", ["admin", "mark", "deregistration"])
 @pytest.mark.parametrize("answers", [1, 3])
 async def test_a_planned_leaving_loses_and_doubles_nothing(live: Live, way: str, answers: int) -> None:
-    live.rules(migrate={"quiet": "150ms", "patience": "3s", "timeout": "2s"})
-    a = await live.backend("a", slow_echo(0.1, answers))
+    live.rules(migrate={"quiet": "80ms", "patience": "3s", "timeout": "2s"})
+    a = await live.backend("a", slow_echo(0.04, answers))
     async with await live.dial() as client:
         for number in range(5):
             await client.send(str(number))
         # What is on its way would be lost with the instance; the move waits until it has been read.
         await live.until(lambda: live.endpoint().inflight == 1 and a.got)
-        b = await live.backend("b", slow_echo(0.1, answers))
+        b = await live.backend("b", slow_echo(0.04, answers))
         make_leave(live, way)
         await live.until(lambda: live.states() == {"quieting"})
         for number in range(5, 10):
@@ -512,3 +514,283 @@ def judged(stream: bytes) -> tuple[list[bytes], int]:
         elif isinstance(event, CloseConnection):
             code = int(event.code)
     return found, code
+
+
+# -- many at once -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("how", "count"), [("drain", 500), ("own close", 150), ("crash", 150)])
+async def test_hundreds_move_sixteen_at_a_time(live: Live, how: str, count: int) -> None:
+    live.rules(replay=True, migrate={"quiet": "1ms", "timeout": "20s", "concurrency": 16})
+    a = await live.backend("a", echo)
+    clients = await asyncio.gather(*(live.dial() for _ in range(count)))
+    at_once = []
+
+    async def counting(backend: Backend, connection: ServerConnection) -> None:
+        at_once.append(live.plane.moves.active("s"))
+        await echo(backend, connection)
+
+    b = await live.backend("b", counting)
+    if how == "drain":
+        live.drain("a")
+    elif how == "own close":
+        a.server.close(close_connections=False)
+        await a.leave(1012, "")
+    else:
+        a.crash()
+    async with asyncio.timeout(20):
+        await live.until(lambda: len(b.handshakes) == count and live.states() == {"relaying"})
+        await asyncio.gather(*(client.send("on") for client in clients))
+        assert set(await asyncio.gather(*(client.recv() for client in clients))) == {"b:on"}
+    assert len(b.handshakes) == count and max(at_once) <= 16
+    assert max(at_once) > 8, "they do not wait for one another either"
+    await asyncio.gather(*(client.close() for client in clients))
+    assert live.endpoint("a").inflight == 0
+
+
+# -- the client meanwhile -----------------------------------------------------------------------------------
+
+
+async def hangs(wire: Any, head: Any) -> None:
+    """Accepts a connection and never answers the handshake."""
+
+
+async def raw(live: Live, first: Origin) -> tuple[Wire, Wire]:
+    """A raw client and the raw instance behind it, after the handshake."""
+    client = await live.client()
+    client.send(HANDSHAKE)
+    server = await first.accept()
+    server.send(accepts(await server.head()))
+    assert (await client.head()).status == 101
+    return client, server
+
+
+@pytest.mark.parametrize("phase", ["settling", "quieting", "closing", "dialing"])
+@pytest.mark.parametrize("how", ["close", "vanish"])
+async def test_a_client_may_leave_at_any_moment_of_a_move(live: Live, phase: str, how: str) -> None:
+    live.rules(migrate={"quiet": "50ms", "patience": "300ms", "timeout": "2s"})
+    origin = await live.origin("a")
+    client, server = await raw(live, origin)
+    if phase == "settling":
+        client.send(b"\x01\x80abcd")
+        await server.exactly(6)
+    live.drain("a")
+    if phase == "dialing":
+        server.send(encode_close(1001))
+    await live.until(lambda: live.states() == {phase})
+    if how == "close":
+        client.send(encode_close(1000, "bye", MASK))
+        if phase in ("settling", "quieting"):
+            assert (await server.exactly(11))[:1] == b"\x88"
+            server.send(encode_close(1000, "bye"))
+        elif phase == "closing":
+            server.send(encode_close(1001))
+        close = await client.rest()
+        assert judged(close)[1] in (1000, 1001)
+    else:
+        client.reset()
+    await live.until(lambda: not len(live.plane.sessions))
+    assert live.endpoint().inflight == 0
+    assert live.plane.counters.moves_failed == 0
+
+
+async def test_what_a_client_said_before_its_close_is_still_delivered(live: Live) -> None:
+    a = await live.backend("a", echo)
+    client = await live.dial()
+    await a.leave(1012, "")
+    await live.remove(a)
+    await live.until(lambda: live.states() == {"dialing"})
+    await client.send("last words")
+    closing = asyncio.create_task(client.close(1000, "bye"))
+    b = await live.backend("b", swallow)
+    await closing
+    assert client.close_code == 1000
+    assert b.got == ["last words"]
+
+
+async def test_client_pings_are_answered_while_there_is_no_instance(live: Live) -> None:
+    a = await live.backend("a", echo)
+    async with await live.dial() as client:
+        hanging = await live.origin("hanging", apply=False)
+        hanging.serve(hangs)
+        live.publish()
+        await a.leave(1012, "")
+        await live.remove(a)
+        await live.until(lambda: hanging.accepted)
+        for _ in range(3):
+            async with asyncio.timeout(PATIENCE):
+                await (await client.ping())
+        assert live.states() == {"dialing"}
+        live.origins.remove(hanging)
+        await hanging.stop()
+        b = await live.backend("b", echo)
+        await client.send("on")
+        assert await heard(client, 1) == ["b:on"]
+        assert b.got == ["on"]
+
+
+async def test_a_ping_that_the_old_instance_left_unanswered_is_answered(live: Live) -> None:
+    origin = await live.origin("a")
+    client, server = await raw(live, origin)
+    client.send(encode_frame(Opcode.PING, b"there?", MASK))
+    await server.exactly(12)
+    server.send(encode_close(1012))
+    assert await client.exactly(8) == encode_frame(Opcode.PONG, b"there?")
+
+
+async def test_a_move_keeps_the_pressure_of_a_client_that_reads_slowly(live: Live) -> None:
+    size = 256 << 10
+
+    async def flood(backend: Backend, connection: ServerConnection) -> None:
+        for _ in range(100):
+            await connection.send(b"x" * size)
+            backend.got.append(backend.id)
+        await connection.wait_closed()
+
+    live.rules(migrate={"quiet": "10ms", "patience": "50ms", "timeout": "2s"})
+    a = await live.backend("a", flood)
+    client = await live.dial(max_queue=1, max_size=None)
+    (tunnel,) = live.plane.sessions
+    await live.until(lambda: tunnel._client_full)  # type: ignore[attr-defined]
+    b = await live.backend("b", flood)
+    live.drain("a")
+    total = 0
+    async with asyncio.timeout(20):
+        while not b.open:
+            total += len(await client.recv())
+    sent = len(a.got)
+    await live.until(lambda: tunnel._client_full)  # type: ignore[attr-defined]
+    transport = tunnel._client  # type: ignore[attr-defined]
+    assert transport.get_write_buffer_size() < 4 << 20
+    assert len(b.got) < 100
+    async with asyncio.timeout(20):
+        while len(b.got) < 100:
+            await client.recv()
+    assert sent < 100
+    client.transport.abort()
+
+
+async def test_a_client_that_was_held_by_a_slow_instance_is_read_again_by_the_next(live: Live) -> None:
+    origin = await live.origin("a")
+    live.rules(replay={"bytes": "64MiB"})
+    client, server = await raw(live, origin)
+    (tunnel,) = live.plane.sessions
+    message = encode_frame(Opcode.BINARY, b"x" * 60_000, MASK)
+    count = 0
+    while not tunnel._holds:  # type: ignore[attr-defined]
+        client.send(message)
+        count += 1
+        await asyncio.sleep(0)
+    b = await live.backend("b", swallow, max_size=None)
+    server.reset()
+    client.send(encode_frame(Opcode.TEXT, b"the end", MASK))
+    await live.until(lambda: b.got and b.got[-1] == "the end")
+    assert len(b.got) == count + 1
+
+
+async def test_more_than_can_be_kept_makes_the_client_wait_and_loses_nothing(live: Live) -> None:
+    live.rules(replay={"messages": 10, "hold": "30ms", "pace": "10ms"})
+    a = await live.backend("a", echo)
+    async with await live.dial() as client:
+        for number in range(200):
+            await client.send(str(number))
+        assert bodies(await heard(client, 200)) == [str(n) for n in range(200)]
+        await live.until(lambda: not next(iter(live.plane.sessions))._relay._kept)
+    assert a.got == [str(n) for n in range(200)]
+
+
+async def test_a_client_that_breaks_the_protocol_is_told_1002_behind_what_was_right(live: Live) -> None:
+    origin = await live.origin("a")
+    client, server = await raw(live, origin)
+    fine = encode_frame(Opcode.TEXT, b"fine", MASK)
+    client.send(fine + b"\x81\x00")
+    assert await server.exactly(len(fine)) == fine
+    close = await client.exactly(2)
+    assert judged(close + await client.exactly(close[1])) == ([], 1002)
+    client.send(encode_close(1002, "", MASK))
+    assert await client.ended()
+
+
+# -- deadlines ----------------------------------------------------------------------------------------------
+
+
+async def test_at_the_drain_deadline_a_tunnel_moves_at_once(live: Live) -> None:
+    live.rules(migrate={"quiet": "10s", "patience": "20s", "timeout": "2s"})
+    await live.backend("a", echo)
+    async with await live.dial() as client:
+        await live.backend("b", echo)
+        live.drain("a", 0.1)
+        await live.until(lambda: live.states() == {"quieting"})
+        await client.send("on")
+        assert await heard(client, 1) == ["b:on"]
+
+
+async def test_an_undrain_leaves_those_where_they_are_that_have_not_begun(live: Live) -> None:
+    live.rules(migrate={"quiet": "300ms", "patience": "2s", "concurrency": 1})
+    await live.backend("a", echo)
+    clients = [await live.dial() for _ in range(3)]
+    await live.backend("b", echo)
+    live.drain("a")
+    await live.until(lambda: "quieting" in live.states())
+    live.drainer.depart(live.table.undrain("s", "a", live.clock()))
+    for client in clients:
+        await client.send("on")
+    told = [(await heard(client, 1))[0] for client in clients]
+    assert sorted(told) == ["a:on", "a:on", "b:on"]
+    for client in clients:
+        await client.close()
+
+
+async def test_a_death_while_it_is_being_left_is_acted_on_at_once(live: Live) -> None:
+    live.rules(replay=True, migrate={"quiet": "10s", "patience": "20s", "timeout": "2s"})
+    await live.backend("a", swallow)
+    async with await live.dial() as client:
+        await client.send("one")
+        b = await live.backend("b", swallow)
+        live.drain("a")
+        await live.until(lambda: live.states() == {"quieting"})
+        live.backends[0].crash()
+        await live.until(lambda: b.got)
+    assert b.got == ["one"]
+
+
+# -- aiohttp on both sides ----------------------------------------------------------------------------------
+
+
+async def test_an_aiohttp_server_and_client_notice_nothing_of_a_move(live: Live) -> None:
+    live.rules(replay=True)
+    runners = []
+
+    async def instance(id: str) -> Instance:
+        async def handle(request: web.Request) -> web.WebSocketResponse:
+            socket = web.WebSocketResponse(autoping=True)
+            await socket.prepare(request)
+            async for message in socket:
+                await socket.send_str(f"{id}:{message.data}")
+            return socket
+
+        app = web.Application()
+        app.router.add_get("/chat", handle)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        runners.append(runner)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return Instance("s", id, "127.0.0.1", runner.addresses[0][1])
+
+    a = await instance("a")
+    live.apply(a)
+    listener = await live.listen()
+    url = f"http://127.0.0.1:{listener.address.port}/chat"
+    async with ClientSession() as session, session.ws_connect(url) as client:
+        await client.send_str("1")
+        assert await client.receive_str() == "a:1"
+        b = await instance("b")
+        live.apply(a, b)
+        live.drain("a")
+        await live.until(lambda: not live.endpoint("a").inflight)
+        await client.send_str("2")
+        message = await client.receive()
+        assert (message.type, message.data) == (WSMsgType.TEXT, "b:2")
+    for runner in runners:
+        await runner.cleanup()
