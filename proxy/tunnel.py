@@ -223,7 +223,7 @@ class Tunnel(ABC):
         self._moved_at = origin.opened
         self._progress = 0
         """What `moved` said at the last look, and when it last said something new."""
-        self._heard = [0, 0]
+        self._heard = [-1, -1]
         self._pinged = [False, False]
         """Bytes from the client and the instance at the last look, and whether they were pinged since."""
         age = self._rules.max_age
