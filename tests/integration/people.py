@@ -185,8 +185,8 @@ class Traffic:
             return
         self._journal.slowest = max(self._journal.slowest, time.monotonic() - sent)
         if response.status != 200 or (body is not None and answer != body):
-            error_code = json.loads(answer).get("error") if response.status >= 400 else answer
-            self._journal.failures.append(f"{method} {response.status} {error_code}")
+            why = json.loads(answer).get("error") if response.status >= 400 else "another answer"
+            self._journal.failures.append(f"{method} {response.status} {why}")
             return
         name = response.headers["X-Instance"] if body is not None else json.loads(answer)["instance"]
         self._journal.served.append((sent, name))

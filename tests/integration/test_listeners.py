@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import socket
 import ssl
 import struct
@@ -68,7 +69,7 @@ async def test_a_unix_socket_leads_in_and_another_one_out(stage: Stage, tmp_path
     async with websocket("ws://name/ws", unix=True, path=str(way_in)) as talk:
         await talk.send("hello")
         assert await talk.recv() == "hello"
-    gateway.child.signal(15)
+    gateway.child.signal(signal.SIGTERM)
     assert await gateway.child.ended() == 0
     assert not way_in.exists()
 
