@@ -52,9 +52,9 @@ class Heard:
         return {name for _, name in self.all[start:]}
 
     async def from_each(self, names: set[str]) -> None:
-        """Waits until each of these has heard something from now on, and nobody else."""
+        """Waits until each of these has heard something from now on."""
         seen = len(self.all)
-        await self.until(lambda: self.names(seen) == names)
+        await self.until(lambda: self.names(seen) >= names)
 
     async def until(self, enough: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE):
