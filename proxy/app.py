@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import importlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from proxy.health import Checker
 from proxy.listener import Listener, open_sockets
 from proxy.plane import Plane
 from proxy.table import Cause, Departure, Table
-from proxy.takeover import Predecessor, Successor
+from proxy.takeover import Predecessor, Successor, figures_since, figures_with
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -46,15 +47,22 @@ _TICK = 0.5
 _SHUTDOWN_JITTER = 5.0
 """Most seconds over which the WebSockets of a proxy that ends are closed."""
 
+_HANDSHAKE = 1.0
+"""Seconds in which a TLS handshake or PROXY header that is under way when the proxy is replaced may end."""
+
 _log = logging.getLogger("holdfast")
 
 
 class App:
     """The running proxy. `start`, then `drain`, then `close`; each may be called once."""
 
-    def __init__(self, config: Config, path: str | None = None) -> None:
-        """`path` is the file that `config` came from; without one there is nothing to reload."""
+    def __init__(self, config: Config, path: str | None = None, command: Sequence[str] = ()) -> None:
+        """`path` is the file that `config` came from; without one there is nothing to reload.
+
+        `command` is the command line that a new process is started with when this one is to be replaced.
+        """
         self._path = path
+        self._command = command
         self._config = config
         self.events = EventLog()
         self.table = Table(self.events.emit)
@@ -66,8 +74,13 @@ class App:
         self._admin_sockets: list[socket.socket] = []
         self._registry: RegistryServer | None = None
         self._registry_socket: socket.socket | None = None
-        self._inherited: dict[str, list[socket.socket]] = {}
-        """Listening sockets of the process that this one replaces, until they are claimed."""
+        self._inherited: dict[str, list[list[socket.socket]]] = {}
+        """Listening sockets of the process that this one replaces, by name, until they are claimed."""
+        self._successor: Successor | None = None
+        self._given: dict[str, Any] = {}
+        """The figures that the successor began with."""
+        self.on_successor: Callable[[int], None] = lambda pid: None
+        """Told of the process that will take this one's place, just before it does."""
         self.replaced = asyncio.Event()
         """Another process has taken over, and everything it could take."""
         self._supervisor: Supervisor | None = None
@@ -185,26 +198,31 @@ class App:
             self._updated(update)
         plane.wheel.start(loop)
         self._chores(loop.time())
-        for listener in self._listeners:
-            await listener.start()
-        # Importing aiohttp takes longer than all that was done so far: clients need not wait for it.
-        await loop.run_in_executor(None, _import_the_rest)
+        if predecessor is None:
+            await self._accept()
+            # Importing aiohttp takes longer than all that was done so far: clients need not wait for it.
+            await loop.run_in_executor(None, _import_the_rest)
         await self._start_discovery(contents)
-        await self._start_admin()
-        if predecessor is not None:
-            await predecessor.up()
-            self._tasks.append(asyncio.create_task(self._take_connections(predecessor), name="takeover"))
-        for sock in (sock for unclaimed in self._inherited.values() for sock in unclaimed):
-            sock.close()
-        self._inherited.clear()
+        admin = self._admin = await self._make_admin()
         # What start-up made lives for ever: leave it out of every later collection.
         gc.collect()
         gc.freeze()
+        if predecessor is not None:
+            # Nothing can fail from here on: so nobody is accepted here whom the old process could not serve.
+            # And nothing takes long: what is handed over waits.
+            await predecessor.up(plane)
+            await self._accept()
+            self._go_on_from(predecessor)
+        await self._accept_admin(admin)
         self.events.emit(
             "started",
             listen=[str(address) for address in self.addresses],
             admin=str(self.admin_address),
         )
+
+    async def _accept(self) -> None:
+        for listener in self._listeners:
+            await listener.start()
 
     async def _start_discovery(self, contents: bytes) -> None:
         from discovery.build import make_watcher
@@ -238,24 +256,35 @@ class App:
         )
         self._tasks.append(asyncio.create_task(self._supervisor.run(), name="discovery"))
 
-    async def _start_admin(self) -> None:
+    async def _make_admin(self) -> web.AppRunner:
         from aiohttp import web
 
         from proxy.admin import make_app
 
-        self._admin = web.AppRunner(make_app(self), access_log=None, shutdown_timeout=1.0)
-        await self._admin.setup()
+        runner = web.AppRunner(make_app(self), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        return runner
+
+    async def _accept_admin(self, runner: web.AppRunner) -> None:
+        from aiohttp import web
+
         for sock in self._admin_sockets:
-            await web.SockSite(self._admin, sock.dup()).start()
+            await web.SockSite(runner, sock.dup()).start()
 
     async def drain(self) -> None:
-        """Stop accepting, let everything finish within `shutdown` seconds, then cut what is left."""
+        """Stop accepting, let everything finish within `shutdown` seconds, then cut what is left.
+
+        A process that has been replaced has given its clients that time already.
+        """
         plane = self.plane
         plane.draining = True
         limit = self._config.shutdown
+        if self.replaced.is_set():
+            if not plane.clients and not len(plane.sessions):
+                return
+            limit = min(limit, _SHUTDOWN_JITTER)
         self.events.emit("draining", clients=len(plane.clients), tunnels=len(plane.sessions), seconds=limit)
-        for listener in self._listeners:
-            listener.stop()
+        self._stop_accepting()
         for client in tuple(plane.clients):
             client.shut_when_idle()
         spread = min(_SHUTDOWN_JITTER, limit / 2)
@@ -276,8 +305,7 @@ class App:
 
     async def close(self) -> None:
         """End everything that is left."""
-        for listener in self._listeners:
-            listener.stop()
+        self._stop_accepting()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -299,6 +327,10 @@ class App:
             self._plane.wheel.stop()
             self._plane.log.close()
 
+    def _stop_accepting(self) -> None:
+        for listener in self._listeners:
+            listener.stop(for_good=self._successor is None)
+
     # -- replacement ---------------------------------------------------------------------------------------
 
     async def upgrade(self) -> int:
@@ -306,19 +338,20 @@ class App:
 
         Raises `HandoverError` when it does not get there: this process goes on as if nothing had happened.
         """
-        if self._path is None:
+        if self._path is None or not self._command:
             raise HandoverError("this process was started without a file that a new one could read")
-        if self._reloading.locked() or self.replaced.is_set():
+        if self.plane.draining:
+            raise HandoverError("this process is shutting down")
+        if self._reloading.locked() or self._successor is not None:
             raise HandoverError("a reload or an upgrade is under way")
         async with self._reloading:
             self.events.emit("upgrade_started")
             try:
-                successor = await Successor.start(["-m", "proxy.cli", "run", "-c", self._path])
+                successor = await Successor.start(self._command)
                 await self._give(successor)
             except HandoverError as error:
                 self.events.emit("upgrade_failed", reason=str(error))
                 raise
-        self.events.emit("upgraded", pid=successor.pid)
         self._tasks.append(asyncio.create_task(self._hand_over(successor), name="handover"))
         return successor.pid
 
@@ -331,47 +364,86 @@ class App:
 
         self.plane.spawn(asyncio.ensure_future(upgrade()))
 
+    @property
+    def successor(self) -> int | None:
+        """The process that has taken this one's place; None while there is none."""
+        return self._successor.pid if self._successor is not None else None
+
     async def _give(self, successor: Successor) -> None:
-        """Hand over what the new process needs before it can accept."""
-        named = [("admin", self._config.admin.address, sock) for sock in self._admin_sockets]
-        for listener in self._listeners:
-            named += [("listen", listener.config.address, sock) for sock in listener.sockets]
-        facts: dict[str, Any] = {"counters": self.plane.counters.save()}
+        """Hand over what the new process needs before it can accept, and let it."""
+        groups = [("admin", self._config.admin.address, self._admin_sockets)]
+        groups += [("listen", listener.config.address, listener.sockets) for listener in self._listeners]
+        facts: dict[str, Any] = {}
         registry = self._registry
         if registry is not None and self._registry_socket is not None:
-            named.append(("registry", _embedded(self._config).listen, self._registry_socket))
-            facts["registry"] = registry.contents()
+            groups.append(("registry", _embedded(self._config).listen, [self._registry_socket]))
             # Two processes must not answer for one registry: callers wait in the socket's queue meanwhile.
             await registry.close()
+            facts["registry"] = registry.contents()
+        self._given = copy.deepcopy(self._figures())
+        facts["counters"] = self.plane.counters.save()
         facts["table"] = self.table.save()
-        facts["sockets"] = [f"{purpose} {address}" for purpose, address, _ in named]
+        facts["sockets"] = [(f"{purpose} {address}", len(socks)) for purpose, address, socks in groups]
         try:
-            await successor.give(facts, [sock for _, _, sock in named])
+            await successor.give(facts, [sock for _, _, socks in groups for sock in socks])
+            if self.plane.draining:
+                await successor.dismiss()
+                raise HandoverError("this process is shutting down")
+            self.on_successor(successor.pid)
+            await successor.confirm()
         except HandoverError:
             if registry is not None and self._registry_socket is not None:
-                self._inherited = {f"registry {_embedded(self._config).listen}": [self._registry_socket]}
-                await self._stop_tasks("discovery")
-                await self._start_discovery(facts["registry"])
+                await self._resume_registry(facts["registry"], self._registry_socket)
             raise
+        self._successor = successor
+        self._stop_accepting()
+        self.events.emit("upgraded", pid=successor.pid)
+
+    async def _resume_registry(self, contents: bytes, sock: socket.socket) -> None:
+        """Serve the registry again after all."""
+        registry = _embedded(self._config)
+        self._inherited = {f"registry {registry.listen}": [[sock]]}
+        await self._stop_tasks("discovery")
+        await self._start_discovery(contents if registry.data is None else b"")
 
     async def _hand_over(self, successor: Successor) -> None:
         """Let the new process have every connection that can change its process."""
         plane = self.plane
-        for listener in self._listeners:
-            listener.stop(for_good=False)
-        await self._stop_tasks("discovery", "config")
-        if self._checker is not None:
-            await self._checker.close()
-        if self._admin is not None:
-            await self._admin.cleanup()
-        await successor.give_connections(plane, self._config.shutdown)
-        self.replaced.set()
+        try:
+            await self._stop_tasks("discovery", "config")
+            if self._checker is not None:
+                await self._checker.close()
+            if self._admin is not None:
+                await self._admin.cleanup()
+            pinned = sum(tunnel.pinned for tunnel in plane.sessions)
+            self.events.emit(
+                "handing_over", clients=len(plane.clients), tunnels=len(plane.sessions), closing=pinned
+            )
+            shaking = any(listen.config.tls or listen.config.proxy_protocol for listen in self._listeners)
+            await successor.give_connections(
+                plane,
+                lambda: figures_since(self._figures(), self._given),
+                at_least=_HANDSHAKE if shaking else 0.0,
+                at_most=self._config.shutdown,
+            )
+        finally:
+            self.replaced.set()
+
+    def _figures(self) -> dict[str, Any]:
+        return {"counters": self.plane.counters.save(), "traffic": self.table.save_traffic()}
+
+    def _count(self, more: dict[str, Any]) -> None:
+        """Add what the old process has counted since it said what it had counted."""
+        total = figures_with(self._figures(), more)
+        self.plane.counters.load(total["counters"])
+        self.table.load_traffic(total["traffic"])
 
     async def _inherit(self, predecessor: Predecessor) -> bytes:
         """Take over what the old process knows; the contents of its registry."""
         facts, sockets = await predecessor.take()
-        for name, sock in zip(facts["sockets"], sockets, strict=True):
-            self._inherited.setdefault(name, []).append(sock)
+        for name, number in facts["sockets"]:
+            self._inherited.setdefault(name, []).append(sockets[:number])
+            del sockets[:number]
         self.plane.counters.load(facts["counters"])
         self.table.load(facts["table"], self._config, self.plane.clock())
         if any(isinstance(r, EmbeddedRegistry) and r.data is not None for r in self._config.registry):
@@ -381,12 +453,21 @@ class App:
 
     def _claim(self, purpose: str, address: Address) -> list[socket.socket]:
         """Listening sockets for an address: those of the old process, else new ones. Raises `OSError`."""
-        return self._inherited.pop(f"{purpose} {address}", None) or open_sockets(address)
+        inherited = self._inherited.get(f"{purpose} {address}")
+        return inherited.pop(0) if inherited else open_sockets(address)
 
-    async def _take_connections(self, predecessor: Predecessor) -> None:
-        await predecessor.take_connections(self.plane)
+    def _go_on_from(self, predecessor: Predecessor) -> None:
+        """Begin to take over connections; what nobody claimed is closed."""
+        for sock in (sock for groups in self._inherited.values() for group in groups for sock in group):
+            if sock.family == socket.AF_UNIX:
+                Path(sock.getsockname()).unlink(missing_ok=True)
+            sock.close()
+        self._inherited.clear()
+        # First, so that tunnels on these find the time that they have.
         leaving = (e for s in self.table.services.values() for e in s.endpoints.values())
         self.depart([Departure(e, Cause.DRAINING) for e in leaving if e.state is State.DRAINING], None)
+        taking = predecessor.take_connections(self.plane, self._count)
+        self._tasks.append(asyncio.create_task(taking, name="takeover"))
 
     async def _stop_tasks(self, *names: str) -> None:
         stopped = [task for task in self._tasks if task.get_name() in names]
@@ -412,6 +493,8 @@ class App:
         await watch(path, self._try_reload)
 
     async def _try_reload(self) -> None:
+        if self._successor is not None:
+            return
         try:
             changes = await self.reload()
         except ConfigError as error:

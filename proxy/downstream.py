@@ -70,6 +70,7 @@ class Downstream(asyncio.Protocol):
         "deadline",
         "due",
         "exchange",
+        "leaving",
         "peer",
         "plane",
         "stalled",
@@ -94,6 +95,8 @@ class Downstream(asyncio.Protocol):
         self._unsent = 0
         """What `_measure` gave at the last look at a client that reads slowly."""
         self.exchange: Exchange | None = None
+        self.leaving = False
+        """The next answer is the last on this connection."""
         self.deadline = self.due = NEVER
 
     # -- the transport's callbacks -------------------------------------------------------------------------
@@ -310,8 +313,14 @@ class Downstream(asyncio.Protocol):
             size += int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), "little")
         return size
 
+    @property
+    def pinned(self) -> bool:
+        """See `proxy.plane.Client`."""
+        return self._scheme == "https"
+
     def shut_when_idle(self) -> None:
         """The proxy is ending: close now when nothing is under way; else the next answer says close."""
+        self.leaving = True
         if self._stage in (_IDLE, _HEAD):
             self.close()
 
@@ -380,6 +389,7 @@ class Downstream(asyncio.Protocol):
         """Go on with a connection, from what `save` gave in another process."""
         client = cls(plane, saved["scheme"])
         client.connection_made(connection.transport)
+        plane.counters.connections_accepted -= 1  # it was accepted long ago
         client.set_peer(saved["address"])
         if saved["buffer"]:
             client.data_received(saved["buffer"])

@@ -22,14 +22,12 @@ from proxy.metrics import record
 from proxy.mirror import mirror
 from proxy.moving import MovingTunnel, chosen_protocol
 from proxy.plane import RESPONSE_LIMITS, Plane
+from proxy.request_body import RequestBody
 from proxy.retry import Failure, may_retry
 from proxy.table import RouteState
 from proxy.timers import NEVER
 from proxy.tunnel import Origin, PlainTunnel
 from proxy.upstream import Upstream, close_idle, connect, take_idle
-
-_REPLAY_MOST = 64 << 10
-"""Bytes of a request body that are kept so that the request can be sent again."""
 
 
 class Client(Protocol):
@@ -38,6 +36,7 @@ class Client(Protocol):
     transport: asyncio.Transport
     peer: Peer
     stalled: bool
+    leaving: bool
 
     def hold(self) -> None: ...
     def unhold(self) -> None: ...
@@ -72,11 +71,11 @@ class Exchange:
         "_address",
         "_answer",
         "_attempts",
-        "_bytes_in",
+        "_body",
         "_bytes_out",
         "_chunked_out",
+        "_committed",
         "_cookie",
-        "_decoder",
         "_head",
         "_head_at",
         "_held",
@@ -84,10 +83,8 @@ class Exchange:
         "_last",
         "_lease",
         "_partial",
-        "_pending",
         "_phase",
         "_plane",
-        "_replay",
         "_request_id",
         "_response",
         "_rest",
@@ -120,11 +117,9 @@ class Exchange:
         self._trace = b"" if head.trace else plane.traceparent()
         self.request_done = True
         """Whether the whole request body has come."""
-        self._decoder: Decoder | None = None
-        self._pending = b""
-        """Body in wire form that waits for a connection."""
-        self._replay: bytes | None = b""
-        """Body in wire form that was sent; None once it is too large to be sent again."""
+        self._body: RequestBody | None = None
+        self._committed = False
+        """A part of an answer has gone out: no other instance may give another one."""
         self._rest = b""
         """What the client sent behind the request."""
         self._partial = b""
@@ -135,7 +130,7 @@ class Exchange:
         self._keep = False
         self._held = False
         self._head_at = -1.0
-        self._bytes_in = self._bytes_out = 0
+        self._bytes_out = 0
 
     # -- the request ---------------------------------------------------------------------------------------
 
@@ -144,7 +139,7 @@ class Exchange:
         plane, head = self._plane, self._head
         plane.counters.requests_total += 1
         if head.body != NO_BODY:
-            self._decoder = make_decoder(head.body)
+            self._body = RequestBody(head.body)
             self.request_done = False
             if rest or not head.body:
                 try:
@@ -229,9 +224,8 @@ class Exchange:
         if self._moves:
             prepare_to_move(self._head)
         request = forward_request(self._head, self.downstream.peer, self._request_id, self._trace)
-        if self._pending:
-            request += self._pending
-            self._pending = b""
+        if self._body is not None:
+            request += self._body.unsent()
         upstream.transport.write(request)
         if self.request_done:
             self._await_answer(upstream)
@@ -260,32 +254,21 @@ class Exchange:
             return
         upstream = self._upstream
         if upstream is not None:
-            if self._pending:
-                upstream.transport.write(self._pending)
-                self._pending = b""
+            assert self._body is not None
+            if wire := self._body.unsent():
+                upstream.transport.write(wire)
             if self.request_done and self._phase is _WAITING:
                 self._await_answer(upstream)
         if not self.request_done:
             self.downstream.await_body()
 
     def _take_body(self, data: bytes) -> None:
-        """Decode what came and put it, in the framing that goes on, into `_pending`. Raises `BodyError`."""
-        decoder = self._decoder
-        assert decoder is not None
-        payload = decoder.feed(data)
-        self._bytes_in += len(payload)
-        if self._head.body == CHUNKED:
-            wire = encode_chunk(payload) if payload else b""
-            if decoder.done:
-                wire += encode_last_chunk(decoder.trailers)
-        else:
-            wire = payload
-        if decoder.done:
+        """Decode what came. Raises `BodyError`."""
+        body = self._body
+        assert body is not None
+        if body.take(data):
             self.request_done = True
-            self._rest = decoder.rest
-        self._pending = self._pending + wire if self._pending else wire
-        if self._replay is not None:
-            self._replay = self._replay + wire if len(self._replay) + len(wire) <= _REPLAY_MOST else None
+            self._rest = body.rest
 
     def request_cut(self) -> None:
         """The client ended its side in the middle of the body."""
@@ -330,7 +313,7 @@ class Exchange:
     def _interim(self, response: ResponseHead) -> None:
         """Pass a 1xx on (RFC 9110 15.2): never to HTTP/1.0, and 100 only to who asked for it."""
         if self._head.minor and (response.status != 100 or self._head.expects_continue):
-            self._replay = None  # part of an answer has gone out: no other instance may give another
+            self._committed = True
             self.downstream.transport.write(forward_response(response, 1))
 
     def _answer_with(self, response: ResponseHead, rest: bytes) -> None:
@@ -350,7 +333,7 @@ class Exchange:
         whole = body == NO_BODY or len(rest) == body
         keep = self._keep = (
             head.keep_alive
-            and not plane.draining
+            and not (plane.draining or self.downstream.leaving)
             and (self._chunked_out or not framed)
             # An answer that is over before its request leaves bytes nobody reads.
             and (self.request_done or not whole)
@@ -566,14 +549,16 @@ class Exchange:
             self._fail(error, failed=True)
 
     def _may_retry(self, failure: Failure, *, stale: bool = False, status: int = 0) -> bool:
-        route = self._route
+        route, body = self._route, self._body
         assert route is not None
+        if self._committed:
+            return False
         allowed = may_retry(
             route.service.config.retry,
             failure,
             method=self._head.method,
             attempt=self._attempts - 1,
-            body_sent=self._replay is None and self._phase is not _CONNECTING,
+            body_sent=self._phase is not _CONNECTING and body is not None and not body.repeatable,
             reused=stale,
             status=status,
         )
@@ -590,8 +575,8 @@ class Exchange:
         self._plane.counters.retries += 1
         self._leave(failed=not stale)
         self._partial = b""
-        if self._phase is not _CONNECTING:
-            self._pending = self._replay or b""
+        if self._phase is not _CONNECTING and self._body is not None:
+            self._body.rewind()
         self._attempt(self._plane.clock(), error)
 
     def _fail(self, error: ProxyError, *, failed: bool = False, retry_after: float | None = None) -> None:
@@ -605,7 +590,8 @@ class Exchange:
         if reason.status == 503 and retry_after is None:
             retry_after = 1.0
         head, plane = self._head, self._plane
-        keep = head.keep_alive and head.minor == 1 and self.request_done and not plane.draining
+        leaving = plane.draining or self.downstream.leaving
+        keep = head.keep_alive and head.minor == 1 and self.request_done and not leaving
         self.downstream.transport.write(
             error_response(
                 error,
@@ -640,6 +626,11 @@ class Exchange:
         if failed:
             self._plane.table.failed(endpoint, now)
 
+    @property
+    def _received(self) -> int:
+        """Bytes of the request's body."""
+        return self._body.received if self._body is not None else 0
+
     def _record(self, status: int, reason: str) -> None:
         """Count the exchange and write its line."""
         plane, route = self._plane, self._route
@@ -647,7 +638,7 @@ class Exchange:
         if route is None:
             plane.counters.bad_request(reason)
         else:
-            record(route, self._last, status, reason, now - self._started, self._bytes_in, self._bytes_out)
+            record(route, self._last, status, reason, now - self._started, self._received, self._bytes_out)
         if plane.log.enabled:
             head = self._head
             plane.log.append(
@@ -663,7 +654,7 @@ class Exchange:
                     self._last,
                     status,
                     reason,
-                    self._bytes_in,
+                    self._received,
                     self._bytes_out,
                     self._attempts,
                     self._request_id,

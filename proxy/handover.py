@@ -5,18 +5,22 @@ what has to be known, and the descriptors of listening sockets and live connecti
 
     new: ready      it has read its configuration and imported everything
     old: take       listening sockets, table, registry; the old one no longer serves the registry
-    new: up         it accepts
+    new: up         it has all it needs to accept, and says which instances it knows
+    old: yours      the new process may accept; the old one does no more
     old: client …   an idle client connection, a tunnel's two connections; any number
          plain …
          moving …
+         figures    what was counted since `take`
     old: closes     nothing is left to hand over
 
-Until `up`, the old process can go on as if nothing had happened.
+Instead of `ready` or `up` the new one may say `failed`, and why. Until `yours` the new process has accepted
+nothing, and the old one can go on as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import pickle
@@ -48,6 +52,17 @@ class _Plain(pickle.Unpickler):
         raise HandoverError(f"a hand-over message holds a {module}.{name}")
 
 
+def _encode(kind: str, facts: dict[str, Any], descriptors: int) -> tuple[bytes, bytes]:
+    body = pickle.dumps((kind, facts), protocol=4)
+    return _HEADER.pack(len(body), descriptors), body
+
+
+def report_failure(descriptor: int, why: str) -> None:
+    """Tell the old process why this one cannot take over, before there is a loop. Closes the descriptor."""
+    with contextlib.suppress(OSError), socket.socket(fileno=descriptor) as sock:
+        sock.sendall(b"".join(_encode("failed", {"why": why}, 0)))
+
+
 class Channel:
     """One end of the socket pair; used by one task for sending and one for receiving."""
 
@@ -58,8 +73,7 @@ class Channel:
 
     async def send(self, kind: str, facts: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one message. The descriptors stay open here. Raises `HandoverError`."""
-        body = pickle.dumps((kind, facts), protocol=4)
-        header = _HEADER.pack(len(body), len(descriptors))
+        header, body = _encode(kind, facts, len(descriptors))
         try:
             while True:
                 try:
@@ -100,12 +114,14 @@ class Channel:
         return kind, facts, descriptors
 
     async def expect(self, wanted: str) -> Message:
-        """The next message, which must be of this kind. Raises `HandoverError`."""
+        """The next message, which must be of this kind. Raises `HandoverError`, also for `failed`."""
         message = await self.receive()
         if message is None:
-            raise HandoverError("the other process ended")
+            raise HandoverError("it ended")
+        if message[0] == "failed":
+            raise HandoverError(message[1]["why"])
         if message[0] != wanted:
-            raise HandoverError(f"the other process said {message[0]!r}, not {wanted!r}")
+            raise HandoverError(f"it said {message[0]!r}, not {wanted!r}")
         return message
 
     def close(self) -> None:
@@ -141,24 +157,28 @@ class _Nobody(asyncio.Protocol):
     """Takes the place of a connection's protocol once the connection belongs to another process."""
 
 
-def detach(transport: asyncio.Transport) -> int:
-    """A descriptor of a connection, which this process lets go of without the peer noticing.
+def copy_of(transport: asyncio.Transport) -> int:
+    """A second descriptor of a connection, for another process. Raises `OSError` when there is none left."""
+    return os.dup(transport.get_extra_info("socket").fileno())
+
+
+def release(transport: asyncio.Transport) -> None:
+    """Let go of a connection of which there is a copy: its peer does not notice.
 
     Nothing may be waiting to be written. What has not been read stays in the kernel for the next owner.
     """
-    descriptor = os.dup(transport.get_extra_info("socket").fileno())
     transport.set_protocol(_Nobody())
     transport.abort()
-    return descriptor
+
+
+def is_secure(transport: asyncio.Transport) -> bool:
+    """Whether a connection is TLS: its keys cannot go to another process."""
+    return transport.get_extra_info("ssl_object") is not None
 
 
 def can_detach(transport: asyncio.Transport) -> bool:
     """Whether a connection can change its process: plain, open, and with nothing left to write."""
-    return (
-        not transport.is_closing()
-        and transport.get_extra_info("ssl_object") is None
-        and transport.get_write_buffer_size() == 0
-    )
+    return not transport.is_closing() and not is_secure(transport) and transport.get_write_buffer_size() == 0
 
 
 class Parked(asyncio.Protocol):

@@ -18,7 +18,7 @@ from proxy.choose import choose
 from proxy.endpoint import Endpoint, Lease, State
 from proxy.errors import ProxyError, Reason
 from proxy.frames import CloseCode
-from proxy.handover import Parked
+from proxy.handover import Parked, is_secure
 from proxy.head import RequestHead, ResponseHead, parse_request, parse_response
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.relay import Phase, Port, Relay, Rules
@@ -609,6 +609,12 @@ class MovingTunnel(Tunnel, Port):
     def _finish_books(self) -> None:
         self._stop_moving()
         self.settle(*self._ended)
+
+    @property
+    def pinned(self) -> bool:
+        """See `Tunnel.pinned`."""
+        server = self._server.transport if self._server is not None else None
+        return any(is_secure(transport) for transport in (self._client, server) if transport is not None)
 
     @property
     def bytes(self) -> tuple[int, int]:

@@ -31,6 +31,13 @@ RESPONSE_LIMITS = Limits(line=16 << 10, head=256 << 10, count=1000)
 class Client(Protocol):
     """A client connection that speaks HTTP."""
 
+    leaving: bool
+    """The next answer is the last on this connection."""
+
+    @property
+    def pinned(self) -> bool:
+        """It cannot change its process: it is TLS, whose keys are in this one's memory."""
+
     def shut_when_idle(self) -> None:
         """The proxy is ending: close as soon as nothing is under way."""
 

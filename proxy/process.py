@@ -16,7 +16,7 @@ from typing import Any
 
 from config.load import ConfigError, load
 from proxy.app import App
-from proxy.handover import VARIABLE, HandoverError
+from proxy.handover import VARIABLE, HandoverError, report_failure
 from proxy.takeover import Predecessor
 
 _LOOK = 0.2
@@ -28,15 +28,21 @@ _log = logging.getLogger("holdfast")
 def run(path: str) -> int:
     """`holdfast run`: until SIGTERM or SIGINT. Exit codes: 0 done, 1 failed, 2 wrong configuration."""
     set_up_logging()
-    predecessor = os.environ.pop(VARIABLE, "")
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        # Until there is somebody to act on them: by default they would end the process.
+        signal.signal(number, signal.SIG_IGN)
+    descriptor = os.environ.pop(VARIABLE, "")
+    predecessor = int(descriptor) if descriptor else None
     try:
         config = load(path, environ=os.environ)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        if predecessor is not None:
+            report_failure(predecessor, str(error))
         return 2
-    app = App(config, path)
-    code = run_app(lambda: _serve(app, int(predecessor) if predecessor else None))
-    return _stand_by() if app.replaced.is_set() and os.getpid() == 1 else code
+    app = App(config, path, [sys.executable, *sys.orig_argv[1:]])
+    code = run_app(lambda: _serve(app, predecessor))
+    return _stand_by() if app.successor is not None and os.getpid() == 1 else code
 
 
 def run_app(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -81,24 +87,33 @@ async def until_signalled() -> None:
     await signalled.wait()
 
 
-async def _serve(app: App, predecessor: int | None) -> int:
+async def _serve(app: App, descriptor: int | None) -> int:
     loop = asyncio.get_running_loop()
     signalled = asyncio.ensure_future(until_signalled())
     replaced = asyncio.ensure_future(app.replaced.wait())
+    predecessor = Predecessor.reach(descriptor) if descriptor is not None else None
+    # Only the main process may say who the main process is (NotifyAccess=main, systemd.service(5)).
+    app.on_successor = lambda pid: notify(f"MAINPID={pid}")
     try:
-        await app.start(Predecessor.reach(predecessor) if predecessor is not None else None)
+        await app.start(predecessor)
         loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
         loop.add_signal_handler(signal.SIGUSR1, lambda: app.plane.log.reopen())
         loop.add_signal_handler(signal.SIGUSR2, app.upgrade_soon)
         app.watch_file()
-        notify(f"READY=1\nMAINPID={os.getpid()}")
+        notify("READY=1")
         _log.info("%s", app.where())
         await asyncio.wait((signalled, replaced), return_when=asyncio.FIRST_COMPLETED)
-        if not replaced.done():
+        if app.successor is None:
             notify("STOPPING=1")
+        elif signalled.done() and os.getpid() == 1:
+            # Nobody but PID 1 is told that the container ends.
+            os.kill(app.successor, signal.SIGTERM)
         await app.drain()
     except (OSError, HandoverError) as error:
-        print(f"holdfast: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        why = str(getattr(error, "strerror", None) or error)
+        print(f"holdfast: {why}", file=sys.stderr)
+        if predecessor is not None:
+            await predecessor.fail(why)
         return 1
     finally:
         signalled.cancel()

@@ -14,6 +14,10 @@ class Tunnel(Protocol):
 
     endpoint: Endpoint
 
+    @property
+    def pinned(self) -> bool:
+        """It cannot change its process: a connection of it is TLS, whose keys are in this one's memory."""
+
     def close(self, code: int, reason: str) -> None:
         """Say goodbye at the next message boundary, then end."""
 

@@ -380,7 +380,7 @@ class Table:
                 for route in self.routes
                 if route.split != route.configured_split
             },
-            "traffic": {route.name: save_traffic(route.traffic) for route in self.routes},
+            "traffic": self.save_traffic(),
             "services": {
                 name: [endpoint.save() for endpoint in state.endpoints.values()]
                 for name, state in self.services.items()
@@ -407,7 +407,7 @@ class Table:
             if route.name in saved["splits"]:
                 shares = saved["splits"][route.name]
                 route.split = Split(shares) if shares is not None else None
-            load_traffic(route.traffic, saved["traffic"].get(route.name, {}))
+        self.load_traffic(saved["traffic"])
         for name, endpoints in saved["services"].items():
             state = self.services.get(name)
             if state is None:
@@ -419,6 +419,15 @@ class Table:
             self._publish(state, now)
             if state.stickiness is not None and name in saved["bindings"]:
                 state.stickiness.load(saved["bindings"][name])
+
+    def save_traffic(self) -> dict[str, Any]:
+        """The figures of every route, as plain values, by name."""
+        return {route.name: save_traffic(route.traffic) for route in self.routes}
+
+    def load_traffic(self, saved: dict[str, Any]) -> None:
+        """Replace figures by what `save_traffic` gave, as far as there are such routes."""
+        for route in self.routes:
+            load_traffic(route.traffic, saved.get(route.name, {}))
 
     # -- inside --------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Any
 from config.schema import WebSocket
 from proxy.endpoint import Lease, State
 from proxy.frames import CloseCode, FrameError, FrameFollower, Opcode, encode_close, encode_frame
-from proxy.handover import Parked
+from proxy.handover import Parked, is_secure
 from proxy.metrics import record
 from proxy.plane import Plane
 from proxy.relay import PING
@@ -270,6 +270,11 @@ class Tunnel(ABC):
 
     @property
     @abstractmethod
+    def pinned(self) -> bool:
+        """It cannot change its process: a connection of it is TLS, whose keys are in this one's memory."""
+
+    @property
+    @abstractmethod
     def bytes(self) -> tuple[int, int]:
         """Bytes from the client, and from instances, in all."""
 
@@ -408,6 +413,9 @@ class Tunnel(ABC):
         self._booked = tuple(saved["booked"])
         self._moved_at, self._progress = saved["moved_at"], saved["progress"]
         self._expires = saved["expires"]
+        # It is not a new one, there or here.
+        self.plane.counters.tunnels_total -= 1
+        self.endpoint.tunnels_total -= 1
 
     def let_go(self) -> None:
         """Another process has it now: leave this one's books without ending it."""
@@ -488,6 +496,11 @@ class PlainTunnel(Tunnel):
         self.opened()
         client.give_to(self._client)
         server.give_to(self._server)
+
+    @property
+    def pinned(self) -> bool:
+        """See `Tunnel.pinned`."""
+        return is_secure(self._client.transport) or is_secure(self._server.transport)
 
     @property
     def bytes(self) -> tuple[int, int]:
