@@ -294,21 +294,22 @@ class Table:
         """Let those back whose ejection is over. Returns when the next one is, or None."""
         upcoming: list[float] = []
         for state in self.services.values():
-            returned = False
-            for endpoint in state.endpoints.values():
-                if endpoint.state is State.EJECTED:
-                    if endpoint.ejected_until <= now:
-                        endpoint.failures = 0
-                        returned |= self._fire(endpoint, Event.RETURN)
-                        # Not straight to work: it may have died, or been called down, meanwhile.
-                        self._reconcile(state, endpoint, now)
-                        if endpoint.state is State.STARTING and endpoint.passes:
-                            self._fire(endpoint, Event.PASS)
-                    else:
-                        upcoming.append(endpoint.ejected_until)
-            if returned:
+            ejected = [e for e in state.endpoints.values() if e.state is State.EJECTED]
+            over = [endpoint for endpoint in ejected if endpoint.ejected_until <= now]
+            upcoming += [endpoint.ejected_until for endpoint in ejected if endpoint.ejected_until > now]
+            for endpoint in over:
+                self._let_back(state, endpoint, now)
+            if over:
                 self._publish(state, now)
         return min(upcoming, default=None)
+
+    def _let_back(self, state: ServiceState, endpoint: Endpoint, now: float) -> None:
+        """End an ejection. Not straight to work: it may have died, or been called down, meanwhile."""
+        endpoint.failures = 0
+        self._fire(endpoint, Event.RETURN)
+        self._reconcile(state, endpoint, now)
+        if endpoint.state is State.STARTING and endpoint.passes:
+            self._fire(endpoint, Event.PASS)
 
     # -- what operators say --------------------------------------------------------------------------------
 
