@@ -45,7 +45,7 @@ def demo_config(options: DemoOptions) -> Config:
                 _SERVICE: {
                     "balance": "least_conn",
                     "sticky": {"by": "cookie", "name": "hf_chat"},
-                    "websocket": {"on_drain": "close"},
+                    "websocket": {"on_drain": "migrate", "replay": True, "ping": "20s"},
                     "drain": {"timeout": "10s", "jitter": "1s"},
                     "health": {"path": "/readyz", "interval": "1s"},
                     "outlier": {},
