@@ -403,6 +403,17 @@ class Tunnel(RuleBasedStateMachine):
         self.relay.leave(self.now)
 
     @rule()
+    def a_move_goes_as_planned(self) -> None:
+        self.everything_arrives()
+        self.relay.leave(self.now)
+        for _ in range(2):
+            self.time_passes(0.25)
+            self.everything_arrives()
+        if self.world.dialing is not None:
+            self.dial_succeeds()
+            self.everything_arrives()
+
+    @rule()
     def the_time_to_leave_is_over(self) -> None:
         self.relay.hurry(self.now)
 
@@ -506,7 +517,8 @@ class Tunnel(RuleBasedStateMachine):
             assert self.given == self.sent
             assert self.relay._kept == 0 and not self.relay._backlog
             assert set(range(self.sent)) <= (consumed if self.replay else reached | self.lost)
-            assert len(self.world.client.pongs) >= min(self.pings, 1)
+            if self.pings <= 8:  # of more, the oldest need not be answered
+                assert len(self.world.client.pongs) == self.pings
         elif self.client_closed and not self.client_gone:
             assert self.world.client.close is not None
 
