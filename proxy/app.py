@@ -87,6 +87,7 @@ class App:
         self._tasks: list[asyncio.Task[None]] = []
         self._chore: asyncio.TimerHandle | None = None
         self._reloading = asyncio.Lock()
+        self._replacing = asyncio.Lock()
 
     # -- what the admin API sees (proxy.admin.control.Control) ---------------------------------------------
 
@@ -342,9 +343,9 @@ class App:
             raise HandoverError("this process was started without a file that a new one could read")
         if self.plane.draining:
             raise HandoverError("this process is shutting down")
-        if self._reloading.locked() or self._successor is not None:
-            raise HandoverError("a reload or an upgrade is under way")
-        async with self._reloading:
+        if self._replacing.locked() or self._successor is not None:
+            raise HandoverError("an upgrade is under way")
+        async with self._replacing, self._reloading:
             self.events.emit("upgrade_started")
             try:
                 successor = await Successor.start(self._command)
@@ -397,6 +398,9 @@ class App:
             raise
         self._successor = successor
         self._stop_accepting()
+        if self._admin is not None:
+            for site in tuple(self._admin.sites):
+                await site.stop()
         self.events.emit("upgraded", pid=successor.pid)
 
     async def _resume_registry(self, contents: bytes, sock: socket.socket) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ _log = logging.getLogger("holdfast.takeover")
 class Successor:
     """The new process, as the old one sees it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
         self.process = process
         self._channel = channel
         self._places: Places = {}
@@ -61,8 +62,9 @@ class Successor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
+                # Not uvloop's: its child inherits a second copy of each standard stream, and so on.
+                process = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond
+                    command,
                     pass_fds=[theirs.fileno()],
                     env=os.environ | {VARIABLE: str(theirs.fileno())},
                 )
@@ -88,9 +90,8 @@ class Successor:
     async def dismiss(self) -> None:
         """End the new process after all, before `confirm`."""
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
+        self.process.kill()
+        await asyncio.to_thread(self.process.wait)
 
     async def _say(self, kind: str, facts: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         try:
