@@ -648,17 +648,15 @@ async def test_a_move_keeps_the_pressure_of_a_client_that_reads_slowly(live: Liv
         await connection.wait_closed()
 
     live.rules(migrate={"quiet": "10ms", "patience": "50ms", "timeout": "2s"})
-    a = await live.backend("a", flood)
+    await live.backend("a", flood)
     client = await live.dial(max_queue=1, max_size=None)
     (tunnel,) = live.plane.sessions
     await live.until(lambda: tunnel._client_full)  # type: ignore[attr-defined]
     b = await live.backend("b", flood)
     live.drain("a")
-    total = 0
     async with asyncio.timeout(20):
         while not b.open:
-            total += len(await client.recv())
-    sent = len(a.got)
+            await client.recv()
     await live.until(lambda: tunnel._client_full)  # type: ignore[attr-defined]
     transport = tunnel._client  # type: ignore[attr-defined]
     assert transport.get_write_buffer_size() < 4 << 20
@@ -666,7 +664,6 @@ async def test_a_move_keeps_the_pressure_of_a_client_that_reads_slowly(live: Liv
     async with asyncio.timeout(20):
         while len(b.got) < 100:
             await client.recv()
-    assert sent < 100
     client.transport.abort()
 
 
