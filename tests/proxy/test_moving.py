@@ -20,7 +20,7 @@ from wsproto.connection import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
 from discovery.model import Instance, Status
-from proxy.frames import CloseCode, Opcode, encode_close, encode_frame
+from proxy.frames import Opcode, encode_close, encode_frame
 from proxy.timers import Wheel
 from tests.proxy.conftest import PATIENCE, Clock, Origin, Stage, Wire
 
