@@ -552,10 +552,10 @@ TestReplay.settings = SETTINGS
 def test_a_late_barrier_does_not_shorten_the_time_in_which_a_close_may_be_answered() -> None:
     world = World()
     relay = Relay(Rules(QUIET, 2.0, True, 0.5, MESSAGES, KEPT, WHOLE, 0.25), world, lambda: b"abcd")
-    relay.client_data(Connection(ConnectionType.CLIENT).send(BytesMessage(text(0, 10))), 100.0)
-    relay.leave(100.0)
-    relay.on_alarm(100.2)
-    assert relay.phase is Phase.CLOSING and world.live is not None
+    client = Connection(ConnectionType.CLIENT)
+    relay.client_data(client.send(BytesMessage(text(0, 10))), 100.0)
     number = relay._barrier
+    relay.client_data(client.send(CloseConnection(1000)), 100.2)
+    assert relay.phase is Phase.CLIENT_CLOSING and world.live is not None
     relay.server_data(world.live.ear.ws.send(Pong(b"holdfast-barrier:%d" % number)), 100.3)
     assert number and world.alarm_at > 103.0
