@@ -14,6 +14,7 @@ from typing import Protocol
 from config.schema import OnDrain
 from proxy.body import BodyError, Decoder, encode_chunk, encode_last_chunk, make_decoder
 from proxy.choose import choose
+from proxy.copying import PlainTunnel
 from proxy.endpoint import Endpoint, Lease, State
 from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
@@ -26,7 +27,7 @@ from proxy.request_body import RequestBody
 from proxy.retry import Failure, may_retry
 from proxy.table import RouteState
 from proxy.timers import NEVER
-from proxy.tunnel import Origin, PlainTunnel
+from proxy.tunnel import Origin
 from proxy.upstream import Upstream, close_idle, connect, take_idle
 
 

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from proxy.copying import PlainTunnel
 from proxy.downstream import Downstream
 from proxy.endpoint import Endpoint, State
 from proxy.frames import CloseCode, FrameFollower, encode_close
@@ -19,7 +20,7 @@ from proxy.moving import MovingTunnel
 from proxy.plane import Plane
 from proxy.session import Tunnel
 from proxy.table import RouteState
-from proxy.tunnel import Origin, PlainTunnel
+from proxy.tunnel import Origin
 
 READY_TIME = 30.0
 """Seconds that a new process may take to start, before it is given up."""

@@ -252,3 +252,36 @@ async def test_a_side_that_could_not_be_asked_is_not_held_for_dead(stage: Stage)
     assert len(stage.plane.sessions) == 1
     client.close()
     server.close()
+
+
+async def test_an_instance_that_dies_between_two_messages_ends_in_a_close_1012(stage: Stage) -> None:
+    client, server = await tunnel(stage)
+    server.send(encode_frame(Opcode.TEXT, b"whole"))
+    assert await client.exactly(7) == b"\x81\x05whole"
+    server.reset()
+    assert await client.rest() == encode_close(1012, "this instance is gone, please reconnect")
+    await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1012, "proxy"): 1})
+
+
+async def test_an_instance_that_dies_within_a_frame_ends_in_nothing_more(stage: Stage) -> None:
+    client, server = await tunnel(stage)
+    half = encode_frame(Opcode.TEXT, b"half of this")[:6]
+    server.send(half)
+    assert await client.exactly(6) == half
+    server.reset()
+    assert await client.rest() == b""
+    await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1006, "upstream"): 1})
+
+
+@pytest.mark.parametrize("first", ["client", "upstream"])
+async def test_the_side_whose_close_comes_first_is_the_one_that_closed(stage: Stage, first: str) -> None:
+    client, server = await tunnel(stage)
+    one, other = (client, server) if first == "client" else (server, client)
+    said = encode_close(1000, "", MASK if first == "client" else b"")
+    answer = encode_close(1000, "", b"" if first == "client" else MASK)
+    one.send(said)
+    assert await other.exactly(len(said)) == said
+    other.send(answer)
+    assert await one.exactly(len(answer)) == answer
+    server.finish()
+    await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1000, first): 1})
