@@ -30,6 +30,9 @@ class Tunnel(Protocol):
     def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
         """What another process needs to go on with it, and both connections; None if it cannot now."""
 
+    def book(self) -> None:
+        """Credit its endpoint with what has passed since the last time."""
+
     def let_go(self) -> None:
         """Another process has it now."""
 
@@ -76,6 +79,12 @@ class Sessions:
     def of(self, endpoint: Endpoint) -> tuple[Tunnel, ...]:
         """The tunnels of one endpoint, as they are now."""
         return tuple(self._by_endpoint.get(endpoint, ()))
+
+    def book(self) -> None:
+        """Bring the figures of every endpoint up to date: called before they are read, not on the way."""
+        for tunnels in self._by_endpoint.values():
+            for tunnel in tunnels:
+                tunnel.book()
 
     def __iter__(self) -> Iterator[Tunnel]:
         for tunnels in tuple(self._by_endpoint.values()):

@@ -205,6 +205,10 @@ class Tunnel(ABC):
         """The present endpoint has nothing to do with this tunnel any more."""
         self.plane.sessions.remove(self)
         self._lease.exit(self.plane.clock(), failed=False)
+        self.book()
+
+    def book(self) -> None:
+        """Credit the present endpoint with what has passed since it was last credited."""
         endpoint, so_far = self.endpoint, (*self.bytes, *self.messages)
         fresh = [total - before for total, before in zip(so_far, self._booked, strict=True)]
         endpoint.bytes_in += fresh[0]

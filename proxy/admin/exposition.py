@@ -92,6 +92,7 @@ def read(control: Control) -> Snapshot:
     """The figures as they are now. For the loop's thread, and quick."""
     plane = control.plane
     counters, log, now = plane.counters, plane.log, plane.clock()
+    plane.sessions.book()
     return Snapshot(
         ready=not control.unready(),
         totals=[
@@ -261,10 +262,10 @@ def _instances(instances: Sequence[_Instance]) -> Iterator[Metric]:
     for name, text, ways in (
         (
             "messages",
-            "Messages of ended tunnels.",
+            "Messages in tunnels.",
             [i.messages for i in instances],
         ),
-        ("tunnel_bytes", "Bytes of ended tunnels.", [i.bytes for i in instances]),
+        ("tunnel_bytes", "Bytes in tunnels.", [i.bytes for i in instances]),
     ):
         both = CounterMetricFamily(f"holdfast_instance_{name}", text, labels=(*_INSTANCE, "direction"))
         for instance, (received, sent) in zip(instances, ways, strict=True):

@@ -65,7 +65,7 @@ class InstanceView(View):
     messages_out: int
     bytes_in: int
     bytes_out: int
-    """Of ended tunnels: what came from clients (in) and from the instance (out)."""
+    """In tunnels: what came from clients (in) and from the instance (out)."""
     connections: int
     """Open connections to it."""
     ejected_for: float | None

@@ -185,6 +185,7 @@ class Reading:
     async def service(self, request: web.Request, _: None) -> ServiceDetailView:
         """One of them."""
         plane = self._control.plane
+        plane.sessions.book()
         state = plane.table.find_service(request.match_info["service"])
         return views.service_detail(plane.table, state, plane.clock())
 
@@ -195,6 +196,7 @@ class Reading:
     async def instance(self, request: web.Request, _: None) -> InstanceView:
         """One of them."""
         plane, names = self._control.plane, request.match_info
+        plane.sessions.book()
         endpoint = plane.table.find(names["service"], names["instance"])
         return views.instance_view(plane.table, endpoint, plane.clock())
 

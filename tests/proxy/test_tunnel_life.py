@@ -285,3 +285,15 @@ async def test_the_side_whose_close_comes_first_is_the_one_that_closed(stage: St
     assert await one.exactly(len(answer)) == answer
     server.finish()
     await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1000, first): 1})
+
+
+async def test_what_passes_in_a_live_tunnel_is_credited_when_it_is_asked_for(stage: Stage) -> None:
+    client, server = await tunnel(stage)
+    for _ in range(2):
+        server.send(encode_frame(Opcode.TEXT, b"hello"))
+        await client.exactly(7)
+        stage.plane.sessions.book()
+        stage.plane.sessions.book()
+    endpoint = stage.endpoint()
+    assert (endpoint.messages_out, endpoint.bytes_out) == (2, 14)
+    assert (endpoint.messages_in, endpoint.bytes_in) == (0, 0)
