@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect as websocket
 
-from tests.integration.stage import Child, Gateway, Stage
-from tests.integration.support_upgrade import Dynasty, gone
+from tests.integration.stage import PATIENCE, Child, Gateway, Stage, free_port
+from tests.integration.support_upgrade import Dynasty, gone, until
 
 CLIENTS = 500
 INSTANCES = 3
@@ -165,3 +168,172 @@ class Pauses:
     def __str__(self) -> str:
         waits = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.longest.items())
         return f"{waits} (timers late by up to {self.late:.2f} s)"
+
+
+# -- servers that know nothing of us ------------------------------------------------------------------------
+
+TALKERS = 40
+PLAIN: dict[str, Any] = {
+    "drain": {"timeout": "20s", "jitter": "200ms"},
+    "websocket": {
+        "on_drain": "migrate",
+        # They do not know a message when it comes again: what is confirmed must not be sent once more.
+        "replay": {"hold": "0s", "pace": "20ms"},
+    },
+}
+
+
+class Pair:
+    """Two servers of one kind behind a gateway."""
+
+    def __init__(self, stage: Stage, kind: str) -> None:
+        self._stage = stage
+        self._kind = kind
+        self._ports = (free_port(), free_port())
+        self._children: list[Child] = []
+        self.sent: dict[str, int] = {}
+        """Messages that servers which have ended sent, by connection."""
+
+    async def start(self) -> Gateway:
+        self._children = [await self._spawn(place) for place in range(2)]
+        instances = [{"id": f"i{n}", "address": f"127.0.0.1:{port}"} for n, port in enumerate(self._ports)]
+        return await self._stage.gateway(
+            services={"plain": {**PLAIN, "instances": instances}},
+            routes=[{"match": {"path": "/"}, "service": "plain"}],
+        )
+
+    async def _spawn(self, place: int) -> Child:
+        arguments = ("-m", "tests.integration.support_servers", self._kind, str(self._ports[place]))
+        child = await self._stage.spawn(f"{self._kind}{place}", *arguments)
+        await child.said("^listening$")
+        return child
+
+    async def end(self, place: int) -> None:
+        child = self._children[place]
+        child.signal(signal.SIGTERM)
+        assert await child.ended() == 0, child.output
+        self.sent |= json.loads((await child.said("^sent (.*)"))[1])
+
+    async def restart(self, place: int) -> None:
+        await self.end(place)
+        self._children[place] = await self._spawn(place)
+
+
+async def ask_on(url: str, number: int, stop: asyncio.Event, parts: Callable[[str], list[str]]) -> int:
+    """Say numbered things until `stop`, each answered once by exactly these parts; how many there were."""
+    wander = random.Random(number)
+    async with websocket(url) as socket:
+        for said in itertools.count():
+            text = f"{number}.{said}"
+            await socket.send(text)
+            answer = [str(await asyncio.wait_for(socket.recv(), PATIENCE)) for _ in parts(text)]
+            assert answer == parts(text), (text, answer)
+            if stop.is_set():
+                await socket.close()
+                return said + 1
+            await asyncio.sleep(wander.uniform(0.1, 0.3))
+    raise AssertionError
+
+
+async def listen_on(url: str, stop: asyncio.Event) -> dict[str, int]:
+    """Hear numbered messages until `stop`; how many of each of the servers' connections, none missing."""
+    heard: dict[str, int] = {}
+    async with websocket(url) as socket:
+        stopping = asyncio.ensure_future(stop.wait())
+        while not stopping.done():
+            name, _, number = str(await asyncio.wait_for(socket.recv(), PATIENCE)).partition(" ")
+            assert int(number) == heard.get(name, 0), (name, number, heard)
+            assert name == list({**heard, name: 0})[-1], "a former connection speaks again"
+            heard[name] = int(number) + 1
+        await socket.close()
+    return heard
+
+
+async def connected(gateway: Gateway) -> None:
+    """Everybody has begun."""
+
+    async def all_there() -> bool:
+        return bool((await gateway.ask("GET", "/v1/sessions"))[1]["total"] == TALKERS)
+
+    await until(all_there)
+
+
+async def released(gateway: Gateway, instance: str) -> None:
+    """Drain an instance, and wait until nobody is connected through it any more."""
+    status, _ = await gateway.ask("POST", f"/v1/services/plain/instances/{instance}/drain")
+    assert status == 200
+
+    async def empty() -> bool:
+        _, answer = await gateway.ask("GET", "/v1/services/plain/instances")
+        return next(i["tunnels"] for i in answer["instances"] if i["id"] == instance) == 0
+
+    await until(empty)
+    assert (await gateway.ask("POST", f"/v1/services/plain/instances/{instance}/undrain"))[0] == 200
+
+
+async def leave_each(pair: Pair, gateway: Gateway, way: str) -> None:
+    """Both servers are left, one after the other."""
+    for place in range(2):
+        if way == "SIGTERM":
+            await pair.restart(place)
+        else:
+            await released(gateway, f"i{place}")
+
+
+WAYS = pytest.mark.parametrize("way", ["SIGTERM", "drain"])
+
+
+@WAYS
+@pytest.mark.parametrize("kind", ["echo", "triple"])
+async def test_a_plain_server_answers_each_message_once_and_in_order(
+    stage: Stage, kind: str, way: str
+) -> None:
+    pair = Pair(stage, kind)
+    gateway = await pair.start()
+    url = gateway.url.replace("http", "ws")
+    parts: Callable[[str], list[str]] = (
+        (lambda text: [text]) if kind == "echo" else (lambda text: [f"{text} {part}" for part in "abc"])
+    )
+    stop = asyncio.Event()
+    talking = [asyncio.create_task(ask_on(url, n, stop, parts)) for n in range(TALKERS)]
+    try:
+        await connected(gateway)
+        for _ in range(2):
+            await leave_each(pair, gateway, way)
+        stop.set()
+        said = await asyncio.gather(*talking)
+    finally:
+        for task in talking:
+            task.cancel()
+    metrics = await gateway.metrics()
+    assert metrics["holdfast_tunnels_total"] == TALKERS
+    assert metrics["holdfast_tunnel_move_pause_seconds_count"] >= TALKERS
+    for place in range(2):
+        await pair.end(place)
+    assert sum(pair.sent.values()) == sum(said) * len(parts(""))
+
+
+@WAYS
+async def test_whatever_a_plain_server_pushes_arrives_once_and_in_order(stage: Stage, way: str) -> None:
+    pair = Pair(stage, "push")
+    gateway = await pair.start()
+    stop = asyncio.Event()
+    url = gateway.url.replace("http", "ws")
+    listening = [asyncio.create_task(listen_on(url, stop)) for _ in range(TALKERS)]
+    try:
+        await connected(gateway)
+        await leave_each(pair, gateway, way)
+        stop.set()
+        heard = await asyncio.gather(*listening)
+    finally:
+        for task in listening:
+            task.cancel()
+    for place in range(2):
+        await pair.end(place)
+    metrics = await gateway.metrics()
+    assert metrics["holdfast_tunnels_total"] == TALKERS
+    assert metrics["holdfast_tunnel_move_pause_seconds_count"] == sum(map(len, heard)) - TALKERS >= TALKERS
+    for of_one in heard:
+        # On the last connection the client left while the server was still speaking.
+        *left, _ = of_one
+        assert {name: of_one[name] for name in left} == {name: pair.sent[name] for name in left}
