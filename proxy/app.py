@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import gc
 import importlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from config.load import ConfigError, Problem, load, read
 from config.plan import Change, Effect, diff
@@ -32,10 +31,11 @@ from proxy.events import EventLog
 from proxy.frames import CloseCode
 from proxy.handover import HandoverError
 from proxy.health import Checker
-from proxy.listener import Listener, open_sockets
+from proxy.listener import Listener
 from proxy.plane import Plane
+from proxy.replacement import Group, Inheritance, Replacement
 from proxy.table import Cause, Departure, Table
-from proxy.takeover import Predecessor, Successor, figures_since, figures_with
+from proxy.takeover import Predecessor
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -46,9 +46,6 @@ _TICK = 0.5
 """Seconds between the chores: access log, clock text, ends of ejections, the loop's lag."""
 _SHUTDOWN_JITTER = 5.0
 """Most seconds over which the WebSockets of a proxy that ends are closed."""
-
-_HANDSHAKE = 1.0
-"""Seconds in which a TLS handshake or PROXY header that is under way when the proxy is replaced may end."""
 
 _log = logging.getLogger("holdfast")
 
@@ -62,32 +59,26 @@ class App:
         `command` is the command line that a new process is started with when this one is to be replaced.
         """
         self._path = path
-        self._command = command
         self._config = config
         self.events = EventLog()
         self.table = Table(self.events.emit)
         self._plane: Plane | None = None
         self._checker: Checker | None = None
         self._drainer: Drainer | None = None
-        self._listeners: list[Listener] = []
+        self.listeners: list[Listener] = []
+        """Those for clients."""
         self._admin: web.AppRunner | None = None
         self._admin_sockets: list[socket.socket] = []
         self._registry: RegistryServer | None = None
         self._registry_socket: socket.socket | None = None
-        self._inherited: dict[str, list[list[socket.socket]]] = {}
-        """Listening sockets of the process that this one replaces, by name, until they are claimed."""
-        self._successor: Successor | None = None
-        self._given: dict[str, Any] = {}
-        """The figures that the successor began with."""
-        self.on_successor: Callable[[int], None] = lambda pid: None
-        """Told of the process that will take this one's place, just before it does."""
-        self.replaced = asyncio.Event()
-        """Another process has taken over, and everything it could take."""
+        self._inheritance = Inheritance()
+        self.replacement = Replacement(self, command if path is not None else ())
+        """By a new process (`holdfast upgrade`)."""
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._chore: asyncio.TimerHandle | None = None
-        self._reloading = asyncio.Lock()
-        self._replacing = asyncio.Lock()
+        self.reloading = asyncio.Lock()
+        """Held while the configuration changes."""
 
     # -- what the admin API sees (proxy.admin.control.Control) ---------------------------------------------
 
@@ -116,7 +107,7 @@ class App:
     @property
     def addresses(self) -> list[Address]:
         """The listeners, with their real ports."""
-        return [listener.address for listener in self._listeners]
+        return [listener.address for listener in self.listeners]
 
     @property
     def admin_address(self) -> Address:
@@ -134,7 +125,7 @@ class App:
     def unready(self) -> list[str]:
         """Why no traffic should be sent here; empty when it is ready."""
         plane = self._plane
-        if plane is None or not self._listeners:
+        if plane is None or not self.listeners:
             return ["it is not listening yet"]
         if plane.draining:
             return ["it is shutting down"]
@@ -154,7 +145,7 @@ class App:
 
     async def reload(self) -> Sequence[Change]:
         """Take over the file: all of it, or nothing. Raises `ConfigError`."""
-        async with self._reloading:
+        async with self.reloading:
             try:
                 new = self._read()
                 self._renew_certificates()
@@ -185,16 +176,16 @@ class App:
         plane.configure(config)
         self._checker = Checker(plane)
         self._drainer = Drainer(plane)
-        contents = b""
+        inheritance = self._inheritance = Inheritance(predecessor)
         if predecessor is None:
             self.table.configure(config, plane.clock())
         else:
             # Everything slow comes before the old process lets go.
             await loop.run_in_executor(None, _import_the_rest)
-            contents = await self._inherit(predecessor)
-        self._admin_sockets = self._claim("admin", config.admin.address)
+            await inheritance.take(plane, config)
+        self._admin_sockets = inheritance.claim("admin", config.admin.address)
         for listen in config.listen:
-            self._listeners.append(Listener(plane, listen, self._claim("listen", listen.address)))
+            self.listeners.append(Listener(plane, listen, inheritance.claim("listen", listen.address)))
         for update in static_updates(config.services, plane.clock()):
             self._updated(update)
         plane.wheel.start(loop)
@@ -203,7 +194,7 @@ class App:
             await self._accept()
             # Importing aiohttp takes longer than all that was done so far: clients need not wait for it.
             await loop.run_in_executor(None, _import_the_rest)
-        await self._start_discovery(contents)
+        await self._start_discovery(inheritance.registry)
         admin = self._admin = await self._make_admin()
         # What start-up made lives for ever: leave it out of every later collection.
         gc.collect()
@@ -213,7 +204,7 @@ class App:
             # And nothing takes long: what is handed over waits.
             await predecessor.up(plane)
             await self._accept()
-            self._go_on_from(predecessor)
+            self._go_on()
         await self._accept_admin(admin)
         self.events.emit(
             "started",
@@ -222,7 +213,7 @@ class App:
         )
 
     async def _accept(self) -> None:
-        for listener in self._listeners:
+        for listener in self.listeners:
             await listener.start()
 
     async def _start_discovery(self, contents: bytes) -> None:
@@ -234,11 +225,14 @@ class App:
                 from discovery.embedded.server import RegistryServer
 
                 self._registry = RegistryServer(registry.data)
-                self._registry_socket, *others = self._claim("registry", registry.listen)
-                for sock in others:
-                    sock.close()
+                if self._registry_socket is None:
+                    self._registry_socket, *others = self._inheritance.claim("registry", registry.listen)
+                    for sock in others:
+                        sock.close()
                 await self._registry.start(
-                    registry.listen, sock=self._registry_socket.dup(), contents=contents
+                    registry.listen,
+                    sock=self._registry_socket.dup(),
+                    contents=contents if registry.data is None else b"",  # else it is all in the directory
                 )
                 watchers.append(self._registry.watcher())
             else:
@@ -280,12 +274,12 @@ class App:
         plane = self.plane
         plane.draining = True
         limit = self._config.shutdown
-        if self.replaced.is_set():
+        if self.replacement.over.is_set():
             if not plane.clients and not len(plane.sessions):
                 return
             limit = min(limit, _SHUTDOWN_JITTER)
         self.events.emit("draining", clients=len(plane.clients), tunnels=len(plane.sessions), seconds=limit)
-        self._stop_accepting()
+        self._stop_listening()
         for client in tuple(plane.clients):
             client.shut_when_idle()
         spread = min(_SHUTDOWN_JITTER, limit / 2)
@@ -306,7 +300,8 @@ class App:
 
     async def close(self) -> None:
         """End everything that is left."""
-        self._stop_accepting()
+        await self.replacement.close()
+        self._stop_listening()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -328,33 +323,18 @@ class App:
             self._plane.wheel.stop()
             self._plane.log.close()
 
-    def _stop_accepting(self) -> None:
-        for listener in self._listeners:
-            listener.stop(for_good=self._successor is None)
+    def _stop_listening(self) -> None:
+        for listener in self.listeners:
+            listener.stop(for_good=self.replacement.successor is None)
 
-    # -- replacement ---------------------------------------------------------------------------------------
+    # -- replacement (proxy.replacement.Estate) ------------------------------------------------------------
 
     async def upgrade(self) -> int:
         """Start a new process that takes everything over; its process id, once it accepts.
 
         Raises `HandoverError` when it does not get there: this process goes on as if nothing had happened.
         """
-        if self._path is None or not self._command:
-            raise HandoverError("this process was started without a file that a new one could read")
-        if self.plane.draining:
-            raise HandoverError("this process is shutting down")
-        if self._replacing.locked() or self._successor is not None:
-            raise HandoverError("an upgrade is under way")
-        async with self._replacing, self._reloading:
-            self.events.emit("upgrade_started")
-            try:
-                successor = await Successor.start(self._command)
-                await self._give(successor)
-            except HandoverError as error:
-                self.events.emit("upgrade_failed", reason=str(error))
-                raise
-        self._tasks.append(asyncio.create_task(self._hand_over(successor), name="handover"))
-        return successor.pid
+        return await self.replacement.begin()
 
     def upgrade_soon(self) -> None:
         """Upgrade from a signal: what goes wrong goes to the log."""
@@ -365,112 +345,48 @@ class App:
 
         self.plane.spawn(asyncio.ensure_future(upgrade()))
 
-    @property
-    def successor(self) -> int | None:
-        """The process that has taken this one's place; None while there is none."""
-        return self._successor.pid if self._successor is not None else None
-
-    async def _give(self, successor: Successor) -> None:
-        """Hand over what the new process needs before it can accept, and let it."""
-        groups = [("admin", self._config.admin.address, self._admin_sockets)]
-        groups += [("listen", listener.config.address, listener.sockets) for listener in self._listeners]
-        facts: dict[str, Any] = {}
-        registry = self._registry
-        if registry is not None and self._registry_socket is not None:
+    def sockets(self) -> list[Group]:
+        """Everything that listens."""
+        groups: list[Group] = [("admin", self._config.admin.address, self._admin_sockets)]
+        groups += [("listen", listener.config.address, listener.sockets) for listener in self.listeners]
+        if self._registry_socket is not None:
             groups.append(("registry", _embedded(self._config).listen, [self._registry_socket]))
-            # Two processes must not answer for one registry: callers wait in the socket's queue meanwhile.
-            await registry.close()
-            facts["registry"] = registry.contents()
-        self._given = copy.deepcopy(self._figures())
-        facts["counters"] = self.plane.counters.save()
-        facts["table"] = self.table.save()
-        facts["sockets"] = [(f"{purpose} {address}", len(socks)) for purpose, address, socks in groups]
-        try:
-            await successor.give(facts, [sock for _, _, socks in groups for sock in socks])
-            if self.plane.draining:
-                await successor.dismiss()
-                raise HandoverError("this process is shutting down")
-            self.on_successor(successor.pid)
-            await successor.confirm()
-        except HandoverError:
-            if registry is not None and self._registry_socket is not None:
-                await self._resume_registry(facts["registry"], self._registry_socket)
-            raise
-        self._successor = successor
-        self._stop_accepting()
+        return groups
+
+    async def close_registry(self) -> bytes | None:
+        """Stop serving the embedded registry; its contents, None when there is none."""
+        if self._registry is None:
+            return None
+        await self._registry.close()
+        return self._registry.contents()
+
+    async def reopen_registry(self, contents: bytes) -> None:
+        """Serve it again after all."""
+        await self._stop_tasks("discovery")
+        await self._start_discovery(contents)
+
+    async def stop_accepting(self) -> None:
+        """Accept nothing more: another process does from now on."""
+        self._stop_listening()
         if self._admin is not None:
             for site in tuple(self._admin.sites):
                 await site.stop()
-        self.events.emit("upgraded", pid=successor.pid)
 
-    async def _resume_registry(self, contents: bytes, sock: socket.socket) -> None:
-        """Serve the registry again after all."""
-        registry = _embedded(self._config)
-        self._inherited = {f"registry {registry.listen}": [[sock]]}
-        await self._stop_tasks("discovery")
-        await self._start_discovery(contents if registry.data is None else b"")
+    async def retire(self) -> None:
+        """End everything but the connections of clients."""
+        await self._stop_tasks("discovery", "config")
+        if self._checker is not None:
+            await self._checker.close()
+        if self._admin is not None:
+            await self._admin.cleanup()
 
-    async def _hand_over(self, successor: Successor) -> None:
-        """Let the new process have every connection that can change its process."""
-        plane = self.plane
-        try:
-            await self._stop_tasks("discovery", "config")
-            if self._checker is not None:
-                await self._checker.close()
-            if self._admin is not None:
-                await self._admin.cleanup()
-            pinned = sum(tunnel.pinned for tunnel in plane.sessions)
-            self.events.emit(
-                "handing_over", clients=len(plane.clients), tunnels=len(plane.sessions), closing=pinned
-            )
-            shaking = any(listen.config.tls or listen.config.proxy_protocol for listen in self._listeners)
-            await successor.give_connections(
-                plane,
-                lambda: figures_since(self._figures(), self._given),
-                at_least=_HANDSHAKE if shaking else 0.0,
-                at_most=self._config.shutdown,
-            )
-        finally:
-            self.replaced.set()
-
-    def _figures(self) -> dict[str, Any]:
-        return {"counters": self.plane.counters.save(), "traffic": self.table.save_traffic()}
-
-    def _count(self, more: dict[str, Any]) -> None:
-        """Add what the old process has counted since it said what it had counted."""
-        total = figures_with(self._figures(), more)
-        self.plane.counters.load(total["counters"])
-        self.table.load_traffic(total["traffic"])
-
-    async def _inherit(self, predecessor: Predecessor) -> bytes:
-        """Take over what the old process knows; the contents of its registry."""
-        facts, sockets = await predecessor.take()
-        for name, number in facts["sockets"]:
-            self._inherited.setdefault(name, []).append(sockets[:number])
-            del sockets[:number]
-        self.plane.counters.load(facts["counters"])
-        self.table.load(facts["table"], self._config, self.plane.clock())
-        if any(isinstance(r, EmbeddedRegistry) and r.data is not None for r in self._config.registry):
-            return b""  # it is all in the directory
-        contents: bytes = facts.get("registry", b"")
-        return contents
-
-    def _claim(self, purpose: str, address: Address) -> list[socket.socket]:
-        """Listening sockets for an address: those of the old process, else new ones. Raises `OSError`."""
-        inherited = self._inherited.get(f"{purpose} {address}")
-        return inherited.pop(0) if inherited else open_sockets(address)
-
-    def _go_on_from(self, predecessor: Predecessor) -> None:
-        """Begin to take over connections; what nobody claimed is closed."""
-        for sock in (sock for groups in self._inherited.values() for group in groups for sock in group):
-            if sock.family == socket.AF_UNIX:
-                Path(sock.getsockname()).unlink(missing_ok=True)
-            sock.close()
-        self._inherited.clear()
+    def _go_on(self) -> None:
+        """Begin to take over the connections of the process that this one replaces."""
+        self._inheritance.drop_unclaimed()
         # First, so that tunnels on these find the time that they have.
         leaving = (e for s in self.table.services.values() for e in s.endpoints.values())
         self.depart([Departure(e, Cause.DRAINING) for e in leaving if e.state is State.DRAINING], None)
-        taking = predecessor.take_connections(self.plane, self._count)
+        taking = self._inheritance.take_connections(self.plane)
         self._tasks.append(asyncio.create_task(taking, name="takeover"))
 
     async def _stop_tasks(self, *names: str) -> None:
@@ -497,7 +413,7 @@ class App:
         await watch(path, self._try_reload)
 
     async def _try_reload(self) -> None:
-        if self._successor is not None:
+        if self.replacement.successor is not None:
             return
         try:
             changes = await self.reload()
@@ -513,7 +429,7 @@ class App:
         return load(self._path, environ=os.environ)
 
     def _renew_certificates(self) -> None:
-        for listener in self._listeners:
+        for listener in self.listeners:
             try:
                 listener.renew(listener.config)
             except OSError as error:

@@ -42,7 +42,7 @@ def run(path: str) -> int:
         return 2
     app = App(config, path, [sys.executable, *sys.orig_argv[1:]])
     code = run_app(lambda: _serve(app, predecessor))
-    return _stand_by() if app.successor is not None and os.getpid() == 1 else code
+    return _stand_by() if app.replacement.successor is not None and os.getpid() == 1 else code
 
 
 def run_app(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -90,10 +90,10 @@ async def until_signalled() -> None:
 async def _serve(app: App, descriptor: int | None) -> int:
     loop = asyncio.get_running_loop()
     signalled = asyncio.ensure_future(until_signalled())
-    replaced = asyncio.ensure_future(app.replaced.wait())
+    replaced = asyncio.ensure_future(app.replacement.over.wait())
     predecessor = Predecessor.reach(descriptor) if descriptor is not None else None
     # Only the main process may say who the main process is (NotifyAccess=main, systemd.service(5)).
-    app.on_successor = lambda pid: notify(f"MAINPID={pid}")
+    app.replacement.on_successor = lambda pid: notify(f"MAINPID={pid}")
     try:
         await app.start(predecessor)
         loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
@@ -103,11 +103,11 @@ async def _serve(app: App, descriptor: int | None) -> int:
         notify("READY=1")
         _log.info("%s", app.where())
         await asyncio.wait((signalled, replaced), return_when=asyncio.FIRST_COMPLETED)
-        if app.successor is None:
+        if app.replacement.successor is None:
             notify("STOPPING=1")
         elif signalled.done() and os.getpid() == 1:
             # Nobody but PID 1 is told that the container ends.
-            os.kill(app.successor, signal.SIGTERM)
+            os.kill(app.replacement.successor, signal.SIGTERM)
         await app.drain()
     except (OSError, HandoverError) as error:
         why = str(getattr(error, "strerror", None) or error)

@@ -381,7 +381,6 @@ class Table:
                 for route in self.routes
                 if route.split != route.configured_split
             },
-            "traffic": self.save_traffic(),
             "services": {
                 name: [endpoint.save() for endpoint in state.endpoints.values()]
                 for name, state in self.services.items()
@@ -408,7 +407,6 @@ class Table:
             if route.name in saved["splits"]:
                 shares = saved["splits"][route.name]
                 route.split = Split(shares) if shares is not None else None
-        self.load_traffic(saved["traffic"])
         for name, endpoints in saved["services"].items():
             state = self.services.get(name)
             if state is None:

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxy.copying import PlainTunnel
@@ -315,26 +315,3 @@ def _turn_away(facts: dict[str, Any], connections: Sequence[Parked]) -> None:
         client.transport.write(encode_close(CloseCode.SERVICE_RESTART, _UPGRADED))
     for connection in connections:
         connection.transport.close()
-
-
-def figures_since(now: Any, then: Any) -> Any:
-    """What nested figures (dicts, sequences, numbers) have grown by."""
-    return _combined(now, then, -1)
-
-
-def figures_with(figures: Any, more: Any) -> Any:
-    """Nested figures, with what they have grown by elsewhere."""
-    return _combined(figures, more, 1)
-
-
-def _combined(one: Any, other: Any, sign: int) -> Any:
-    if isinstance(one, Mapping):
-        return {
-            name: _combined(one[name], other[name], sign)
-            if name in one and name in other
-            else one.get(name, other.get(name))
-            for name in {**one, **other}
-        }
-    if isinstance(one, (list, tuple)):
-        return type(one)(_combined(a, b, sign) for a, b in zip(one, other, strict=True))
-    return one + sign * other
