@@ -20,8 +20,10 @@ from proxy.errors import ProxyError, Reason
 from proxy.frames import CloseCode
 from proxy.handover import Parked, is_secure
 from proxy.head import RequestHead, ResponseHead, parse_request, parse_response
+from proxy.phases import Phase, Port, Rules
 from proxy.plane import RESPONSE_LIMITS, Plane
-from proxy.relay import Phase, Port, Relay, Rules
+from proxy.relay import Relay
+from proxy.replay import Keeping
 from proxy.table import RouteState
 from proxy.timers import NEVER
 from proxy.tunnel import Origin, Tunnel
@@ -52,12 +54,8 @@ def rules_of(config: WebSocket) -> Rules:
     return Rules(
         quiet=config.migrate.quiet,
         patience=config.migrate.patience,
-        replay=replay is not None,
-        hold=kept.hold,
-        messages=kept.messages,
-        kept=kept.bytes,
         whole=config.migrate.frame,
-        pace=kept.pace,
+        keeping=Keeping(replay is not None, kept.hold, kept.messages, kept.bytes, kept.pace),
     )
 
 

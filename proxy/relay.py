@@ -1,8 +1,9 @@
-"""A WebSocket that outlives the instance behind it: what is passed on, kept, sent again, and when.
+"""A WebSocket that outlives the instance behind it: what is passed on, when an instance is left, and how.
 
-Pure: bytes and times in, calls on a `Port` out; it owns no socket, no clock and no timer. The client's side
-stays one valid WebSocket from its handshake to its Close, whatever happens behind it; the instance's side may
-be replaced any number of times, always between two messages of the client.
+Pure: bytes and times in, calls on a `Port` out; it owns no socket, no clock and no timer. What may have to be
+sent again is kept by `proxy.replay`. The client's side stays one valid WebSocket from its handshake to its
+Close, whatever happens behind it; the instance's side may be replaced any number of times, always between two
+messages of the client.
 
 How an instance is left (docs/architecture.md, "Life of a WebSocket", says why):
 
@@ -17,12 +18,9 @@ the payload `holdfast-resume:TOKEN`, is the token that the next instance gets.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 from proxy.frames import (
     CloseCode,
@@ -34,94 +32,18 @@ from proxy.frames import (
     encode_frame,
     payload_of,
 )
+from proxy.phases import ATTACHED, HELD, OPEN, Phase, Port, Rules
+from proxy.replay import BARRIER, NEVER, Outbox
 
-NEVER = math.inf
 CHECKPOINT = b"holdfast-resume:"
 """Begins the payload of a Ping by which an instance says where a next one would have to go on."""
 PING = b"holdfast-ping"
 """Payload of the pings that ask whether a side is alive; their pongs go no further."""
-_BARRIER = b"holdfast-barrier:"
 _GOODBYE = 3.0
 """Seconds in which a Close that we said must be answered; an instance's time begins anew while it speaks."""
 _LAST_WORDS = 10.0
 """Seconds after which an instance that only speaks and never answers Close is left all the same."""
-_DEATHS = 5
-"""Instances in a row that may die on the same messages before the messages are to blame."""
-_HASTE = 0.1
-"""Share of `Rules.pace` between two barriers when the client has to wait for them."""
 _LEAVING = (CloseCode.GOING_AWAY, CloseCode.SERVICE_RESTART)
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The settings of one tunnel. Times in seconds, sizes in bytes."""
-
-    quiet: float
-    patience: float
-    replay: bool
-    hold: float
-    messages: int
-    kept: int
-    """Most bytes of client messages that are kept for replay, or held back during a hand-over."""
-    whole: int
-    """Frames up to this size are passed on only whole."""
-    pace: float
-    """At least this between two barriers of one tunnel."""
-
-
-class Phase(Enum):
-    """Where a tunnel is in its life."""
-
-    RELAYING = "relaying"
-    SETTLING = "settling"
-    """Asked to leave; the client is in the middle of a message."""
-    QUIETING = "quieting"
-    """The client is held; the instance may still be answering."""
-    CLOSING = "closing"
-    """Close was sent to the instance."""
-    DIALING = "dialing"
-    """There is no instance; the next one is being connected."""
-    CLIENT_CLOSING = "client_closing"
-    """The client has sent Close; the instance's answer ends it."""
-    ENDING = "ending"
-    """Close was sent to the client; its answer ends it."""
-    OVER = "over"
-
-
-_HELD = frozenset({Phase.QUIETING, Phase.CLOSING, Phase.DIALING})
-"""Phases in which the client's messages wait."""
-_OPEN = frozenset({Phase.RELAYING, Phase.SETTLING})
-"""Phases in which the client's messages are passed on."""
-_ATTACHED = frozenset({Phase.RELAYING, Phase.SETTLING, Phase.QUIETING})
-"""Phases in which the instance has not been told Close, nor has told us."""
-
-
-class Port(Protocol):
-    """What a relay can do in the world."""
-
-    def to_client(self, data: bytes) -> None:
-        """Write to the client."""
-
-    def to_server(self, data: bytes) -> None:
-        """Write to the instance."""
-
-    def read_client(self, wanted: bool) -> None:
-        """Go on or stop reading from the client."""
-
-    def dial(self, token: bytes) -> None:
-        """Drop the instance's connection after flushing it, and connect to the next instance.
-
-        Answered by `Relay.connected` or `Relay.gave_up`. `token` is for the Holdfast-Resume field.
-        """
-
-    def may_barrier(self) -> bool:
-        """Whether a barrier may be sent now, as far as the process as a whole is concerned."""
-
-    def alarm(self, at: float) -> None:
-        """Call `Relay.on_alarm` at that time; replaces what was asked for before. `NEVER`: no more."""
-
-    def end(self, code: int, side: str) -> None:
-        """Flush and close both connections: all is said. `side` is who closed."""
 
 
 class Relay:
@@ -129,27 +51,17 @@ class Relay:
 
     __slots__ = (
         "_alarm",
-        "_backlog",
-        "_backlog_bytes",
-        "_barrier",
-        "_barrier_after",
-        "_beyond_keeping",
         "_client",
-        "_client_open",
         "_client_paused",
-        "_deaths",
         "_farewell",
         "_goodbye",
-        "_kept",
         "_leave_by",
         "_mask",
-        "_message",
-        "_number",
+        "_outbox",
         "_pings",
         "_port",
-        "_read",
+        "_replay",
         "_rules",
-        "_sent",
         "_server",
         "_server_open",
         "messages_in",
@@ -164,8 +76,6 @@ class Relay:
         self._mask = mask
         self.phase = Phase.RELAYING
         self._client = FrameCutter(masked=True, most=rules.whole)
-        self._client_open = False
-        """Whether what was sent to the instance ends within a message."""
         self._server = FrameCutter(masked=False, most=rules.whole)
         self._server_open = False
         """Whether what was sent to the client ends within a message."""
@@ -174,25 +84,8 @@ class Relay:
         """Whole messages from the client and from instances."""
         self.token = b""
         """For the next instance: the last Close's reason, or checkpoint."""
-        self._backlog: deque[Cut] = deque()
-        """Client frames that wait for the next instance."""
-        self._backlog_bytes = 0
-        self._sent: deque[tuple[int, bytes]] = deque()
-        """Client messages by number, sent and not known to have been read; empty: too large to be kept."""
-        self._read: deque[tuple[float, bytes]] = deque()
-        """Client messages that a barrier has confirmed, and until when they are kept all the same."""
-        self._kept = 0
-        """Bytes in `_sent`, `_read` and `_message`."""
-        self._message = bytearray()
-        """Frames of the client message under way, when it comes in several."""
-        self._beyond_keeping = False
-        """The client message under way is larger than what can be kept."""
-        self._number = 0
-        self._barrier = 0
-        """Number of the last message before the barrier that is out; 0: none is."""
-        self._barrier_after = 0.0
-        self._deaths = 0
-        """Instances that died since one has confirmed anything."""
+        self._outbox = Outbox(rules.keeping)
+        self._replay = rules.keeping.replay
         self._client_paused = False
         self._pings: deque[bytes] = deque(maxlen=8)
         """Payloads of client pings that nobody has answered yet."""
@@ -218,7 +111,8 @@ class Relay:
             return
         for cut in cuts:
             self._from_client(cut, now)
-        if self._sent and not self._barrier:
+        outbox = self._outbox
+        if outbox.sent and not outbox.barrier:
             self._confirm_more(now)
 
     def _from_client(self, cut: Cut, now: float) -> None:
@@ -227,15 +121,14 @@ class Relay:
             return  # RFC 6455 5.5.1: nothing follows a Close
         if first & 0x08:
             self._client_control(first & 0x0F, data, now)
-        elif self.phase in _OPEN:
+        elif self.phase in OPEN:
             self._send_part(data, ends, now)
-        elif self.phase in _HELD:
+        elif self.phase in HELD:
             self._hold_back(cut)
 
     def _hold_back(self, cut: Cut) -> None:
-        self._backlog.append(cut)
-        self._backlog_bytes += len(cut[1])
-        if self._backlog_bytes > self._rules.kept or len(self._backlog) > self._rules.messages:
+        """Nobody is there who could be given it."""
+        if self._outbox.hold(cut):
             self._pause_client(True)
 
     def _client_control(self, opcode: int, frame: bytes, now: float) -> None:
@@ -243,12 +136,12 @@ class Relay:
         if opcode == Opcode.CLOSE:
             self._client_close(frame, payload, now)
         elif opcode == Opcode.PONG:
-            if phase in _ATTACHED and payload != PING:
+            if phase in ATTACHED and payload != PING:
                 self._port.to_server(frame)
-        elif phase in _OPEN:
+        elif phase in OPEN:
             self._pings.append(payload)
             self._port.to_server(frame)
-        elif phase in _HELD:
+        elif phase in HELD:
             self._pong(payload)
 
     def _client_close(self, frame: bytes, payload: bytes, now: float) -> None:
@@ -258,11 +151,11 @@ class Relay:
             if self._farewell[1] == "upstream":
                 self._port.to_server(frame)
             self._over(*self._farewell)
-        elif phase in _ATTACHED:
+        elif phase in ATTACHED:
             # While it is only being waited for, the old instance can still be given everything.
-            self._send_backlog(now)
+            self._send_held(now)
             self._client_closing(frame, now)
-        elif self._backlog or self._sent or self._read or self._client_open:
+        elif self._outbox.owes:
             # Somebody has yet to read what was said before.
             self._hold_back((frame[0], frame, False))
         elif phase is Phase.CLOSING:
@@ -288,97 +181,35 @@ class Relay:
         self._port.to_server(data)
         if ends:
             self.messages_in += 1
-        if self._rules.replay or not ends or self._client_open:
-            self._keep(data, ends)
-        self._client_open = not ends
+        outbox = self._outbox
+        if (self._replay or not ends or outbox.within_message) and outbox.add(data, ends):
+            self._pause_client(True)
         if ends and self.phase is Phase.SETTLING:
             self._hold_client(now)
 
-    def _send_backlog(self, now: float) -> None:
-        backlog, self._backlog = self._backlog, deque()
-        self._backlog_bytes = 0
-        for first, data, ends in backlog:
+    def _send_held(self, now: float) -> None:
+        for first, data, ends in self._outbox.take_held():
             if first & 0x08:
                 self._client_closing(data, now)
             else:
                 self._send_part(data, ends, now)
 
-    # -- keeping and confirming ----------------------------------------------------------------------------
-
-    def _keep(self, data: bytes, ends: bool) -> None:
-        """Keep a client message: without replay only while it is half sent, so that it can begin anew."""
-        if ends and not self._client_open:
-            whole = data if len(data) <= self._rules.kept else b""
-            self._kept += len(whole)
-        else:
-            if not self._beyond_keeping:
-                self._message += data
-                self._kept += len(data)
-                if len(self._message) > self._rules.kept:
-                    self._kept -= len(self._message)
-                    self._message.clear()
-                    self._beyond_keeping = True
-            if not ends:
-                return
-            whole = bytes(self._message)
-            self._message.clear()
-            self._beyond_keeping = False
-            if not self._rules.replay:
-                self._kept -= len(whole)
-                return
-        self._number += 1
-        self._sent.append((self._number, whole))
-        if self._kept > self._rules.kept or len(self._sent) + len(self._read) > self._rules.messages:
-            self._pause_client(True)
-
     def _confirm_more(self, now: float) -> None:
         """Send a barrier if one is due, and see to it that what waits for its time is looked at again."""
-        if self.phase not in _OPEN:
+        if self.phase not in OPEN:
             return
-        if self._sent and not self._barrier:
-            crowded = self._client_paused or self._kept * 2 > self._rules.kept
-            due = self._barrier_after - (self._rules.pace * (1.0 - _HASTE) if crowded else 0.0)
-            if now >= due:
-                self._barrier_after = now + self._rules.pace
-                if self._port.may_barrier() or crowded:
-                    self._barrier = self._number
-                    payload = _BARRIER + str(self._barrier).encode()
-                    self._port.to_server(encode_frame(Opcode.PING, payload, self._mask()))
-                    return
-                due = self._barrier_after
+        payload, due = self._outbox.next_barrier(now, self._client_paused, self._port.may_barrier)
+        if payload:
+            self._port.to_server(encode_frame(Opcode.PING, payload, self._mask()))
+        else:
             self._set_alarm(min(self._alarm, due))
-
-    def _confirmed(self, number: int, now: float) -> None:
-        if number != self._barrier or not number:
-            return
-        self._barrier = 0
-        self._deaths = 0
-        until = now + self._rules.hold
-        while self._sent and self._sent[0][0] <= number:
-            self._read.append((until, self._sent.popleft()[1]))
-        if self.phase in _OPEN:
-            self._forget(now)
-            self._confirm_more(now)
 
     def _forget(self, now: float) -> None:
         """Let go of what was confirmed long enough ago, and of the client, if there is room again."""
-        read = self._read
-        while read and read[0][0] <= now:
-            self._kept -= len(read.popleft()[1])
-        if read:
-            self._set_alarm(min(self._alarm, read[0][0]))
-        if (
-            self._client_paused
-            and self._kept <= self._rules.kept
-            and len(self._sent) + len(read) < self._rules.messages
-        ):
+        due = self._outbox.forget(now)
+        self._set_alarm(min(self._alarm, due))
+        if self._client_paused and self._outbox.has_room:
             self._pause_client(False)
-
-    def _forget_all(self) -> None:
-        self._sent.clear()
-        self._read.clear()
-        self._kept = len(self._message)
-        self._barrier = 0
 
     def _pause_client(self, paused: bool) -> None:
         if paused is not self._client_paused:
@@ -425,15 +256,15 @@ class Relay:
             self._server_close(frame, payload, now)
         elif opcode == Opcode.PING and payload.startswith(CHECKPOINT):
             self.token = payload[len(CHECKPOINT) :]
-            if self.phase in _ATTACHED:
+            if self.phase in ATTACHED:
                 self._port.to_server(encode_frame(Opcode.PONG, payload, self._mask()))
         elif opcode == Opcode.PONG and payload in self._pings:
             self._pings.remove(payload)
             self._port.to_client(frame)
-        elif opcode == Opcode.PONG and payload.startswith(_BARRIER):
-            number = payload[len(_BARRIER) :]
-            if number.isdigit():
-                self._confirmed(int(number), now)
+        elif opcode == Opcode.PONG and payload.startswith(BARRIER):
+            if self._outbox.confirm(payload, now) and self.phase in OPEN:
+                self._forget(now)
+                self._confirm_more(now)
         elif opcode != Opcode.PONG or payload != PING:
             self._port.to_client(frame)
 
@@ -444,7 +275,7 @@ class Relay:
             self._over(self._farewell[0], "client")
         elif self.phase is Phase.CLOSING:
             self.token = payload[2:] or self.token
-            self._forget_all()
+            self._outbox.forget_all()
             self._dial(died=False, now=now)
         elif code in _LEAVING:
             self.token = payload[2:] or self.token
@@ -462,19 +293,20 @@ class Relay:
         phase = self.phase
         if phase is Phase.CLIENT_CLOSING:
             self._answer_close()
-        elif phase is Phase.CLOSING or (self._rules.replay and phase in _ATTACHED):
-            self._deaths += 1
+        elif phase is Phase.CLOSING or (self._replay and phase in ATTACHED):
+            self._outbox.died()
             self._dial(died=True, now=now)
-        elif phase in _ATTACHED:
+        elif phase in ATTACHED:
             self.finish(CloseCode.SERVICE_RESTART, "the instance died", now)
 
     def _dial(self, *, died: bool, now: float) -> None:
         self.phase = Phase.DIALING
-        why = self._hopeless(died)
+        why = self._outbox.hopeless(unread=died)
+        if self._server_open:
+            why = "the instance left within a message"
         if why:
             self.finish(CloseCode.SERVICE_RESTART, why, now)
             return
-        self._barrier = 0
         self._server = FrameCutter(masked=False, most=self._rules.whole)
         self._set_alarm(NEVER)
         # Those that nobody has answered and nobody else will.
@@ -482,25 +314,13 @@ class Relay:
             self._pong(self._pings.popleft())
         self._port.dial(self.token)
 
-    def _hopeless(self, died: bool) -> str:
-        """Why no other instance could go on; empty when one can."""
-        if self._server_open:
-            return "the instance left within a message"
-        if self._client_open and self._beyond_keeping:
-            return "the instance left within a message that is too large to be kept"
-        if died and not all(message for _, message in (*self._sent, *self._read)):
-            return "the instance may not have read a message that is too large to be kept"
-        if self._deaths >= _DEATHS and (self._sent or self._read or self._client_open):
-            return "one instance after the other died on the same messages"
-        return ""
-
     # -- hand-over -----------------------------------------------------------------------------------------
 
     def leave(self, now: float) -> None:
         """The instance is to be left as soon as that disturbs nobody. Nothing happens while it already is."""
         if self.phase is not Phase.RELAYING:
             return
-        if self._client_open:
+        if self._outbox.within_message:
             self.phase = Phase.SETTLING
             self._leave_by = now + self._rules.patience
             self._set_alarm(min(self._alarm, self._leave_by))
@@ -509,9 +329,9 @@ class Relay:
 
     def hurry(self, now: float) -> None:
         """The instance is to be left at once: nobody waits for quiet any more."""
-        if self.phase not in _ATTACHED:
+        if self.phase not in ATTACHED:
             return
-        if self._client_open and self._beyond_keeping:
+        if self._outbox.too_large:
             self.finish(CloseCode.SERVICE_RESTART, "the time for a message too large to be kept is over", now)
         else:
             self._say_leaving(now)
@@ -530,14 +350,10 @@ class Relay:
     def connected(self, now: float) -> None:
         """The next instance has accepted: send it what waits, and go on."""
         self.phase = Phase.RELAYING
-        # What was confirmed by the old instance is confirmed by nobody now.
-        while self._read:
-            self._sent.appendleft((0, self._read.pop()[1]))
-        again = b"".join(message for _, message in self._sent) + self._message
+        again = self._outbox.again(now)
         if again:
             self._port.to_server(again)
-        self._barrier_after = now
-        self._send_backlog(now)
+        self._send_held(now)
         if self.phase is Phase.RELAYING:
             self._forget(now)
             self._confirm_more(now)
@@ -552,11 +368,11 @@ class Relay:
     def ping(self, side: int) -> bool:
         """Ask the client (0) or the instance (1) whether it is alive; False if it cannot be asked now."""
         if side:
-            if self.phase not in _ATTACHED:
+            if self.phase not in ATTACHED:
                 return False
             self._port.to_server(encode_frame(Opcode.PING, PING, self._mask()))
         else:
-            if self._client_paused or self._goodbye is not None or self.phase not in _OPEN | _HELD:
+            if self._client_paused or self._goodbye is not None or self.phase not in OPEN | HELD:
                 return False
             self._port.to_client(encode_frame(Opcode.PING, PING))
         return True
@@ -567,7 +383,7 @@ class Relay:
         """Say Close to the client, and to the instance; end when the client has answered."""
         if self.phase in (Phase.OVER, Phase.ENDING):
             return
-        if self.phase in _ATTACHED:
+        if self.phase in ATTACHED:
             self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
         self._port.to_client(encode_close(code, reason))
         self.phase = Phase.ENDING
@@ -585,7 +401,7 @@ class Relay:
         code, side = int(CloseCode.ABNORMAL), "client"
         if self.phase in (Phase.ENDING, Phase.CLIENT_CLOSING):
             code, side = self._farewell
-        elif self.phase in _ATTACHED:
+        elif self.phase in ATTACHED:
             self._port.to_server(encode_close(CloseCode.GOING_AWAY, "", self._mask()))
         self._over(code, side)
 
@@ -593,10 +409,10 @@ class Relay:
         """The time asked for by `Port.alarm` has come."""
         self._alarm = NEVER
         phase = self.phase
-        if phase is Phase.SETTLING and now >= self._leave_by and not self._beyond_keeping:
+        if phase is Phase.SETTLING and now >= self._leave_by and not self._outbox.too_large:
             # What is half said was kept, and will be said anew.
             self._hold_client(now)
-        elif phase in _OPEN:
+        elif phase in OPEN:
             if phase is Phase.SETTLING and now < self._leave_by:
                 self._set_alarm(self._leave_by)
             self._forget(now)
@@ -626,54 +442,30 @@ class Relay:
         """Everything it knows, as plain values, for `load` in another process; None while it is moving."""
         if self.phase is not Phase.RELAYING:
             return None
-        return {name: _plain(getattr(self, name)) for name in _SAVED} | {
+        return {name: getattr(self, name) for name in _SAVED} | {
+            "pings": list(self._pings),
             "client": self._client.save(),
             "server": self._server.save(),
+            "outbox": self._outbox.save(),
         }
 
     def load(self, saved: dict[str, Any], now: float) -> None:
         """Go on from where `save` was called; both processes read the same machine's clock."""
         for name in _SAVED:
-            was = getattr(self, name)
-            value = saved[name]
-            if isinstance(was, (deque, bytearray)):
-                was.extend(value)
-            else:
-                setattr(self, name, value)
+            setattr(self, name, saved[name])
+        self._pings.extend(saved["pings"])
         self._client.load(saved["client"])
         self._server.load(saved["server"])
+        self._outbox.load(saved["outbox"])
         if self._client_paused:
             self._port.read_client(False)
-        if self._rules.replay:
+        if self._replay:
             self._set_alarm(now)
 
 
-_SAVED = (
-    "messages_in",
-    "messages_out",
-    "token",
-    "_client_open",
-    "_server_open",
-    "_sent",
-    "_read",
-    "_kept",
-    "_message",
-    "_beyond_keeping",
-    "_deaths",
-    "_number",
-    "_barrier",
-    "_barrier_after",
-    "_client_paused",
-    "_pings",
-)
+_SAVED = ("messages_in", "messages_out", "token", "_server_open", "_client_paused")
 
 
 def _code_of(payload: bytes) -> int:
     """The status code that a Close's payload begins with; 1005 for none."""
     return int.from_bytes(payload[:2], "big") or int(CloseCode.NO_STATUS)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytearray):
-        return bytes(value)
-    return list(value) if isinstance(value, deque) else value

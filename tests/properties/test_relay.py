@@ -15,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong
 
-from proxy.relay import CHECKPOINT, PING, Phase, Relay, Rules
+from proxy.phases import Phase, Rules
+from proxy.relay import CHECKPOINT, PING, Relay
+from proxy.replay import Keeping
 
 MESSAGES = 5
 KEPT = 2000
@@ -203,7 +205,7 @@ class Tunnel(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = 100.0
         self.world = World()
-        rules = Rules(QUIET, 2.0, self.replay, HOLD, MESSAGES, KEPT, WHOLE, 0.25)
+        rules = Rules(QUIET, 2.0, WHOLE, Keeping(self.replay, HOLD, MESSAGES, KEPT, 0.25))
         self.relay = Relay(rules, self.world, lambda: b"\x01\x02\x03\x04")
         self.client = Connection(ConnectionType.CLIENT)
         self.outgoing = b""
@@ -469,12 +471,12 @@ class Tunnel(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        relay = self.relay
-        kept = sum(len(m) for _, m in (*relay._sent, *relay._read)) + len(relay._message)
-        assert relay._kept == kept <= 2 * KEPT + CHUNK_MOST
+        outbox = self.relay._outbox
+        kept = sum(len(m) for _, m in (*outbox.sent, *outbox._read)) + len(outbox._message)
+        assert outbox.kept == kept <= 2 * KEPT + CHUNK_MOST
         if not self.replay:
-            assert not relay._sent and not relay._read
-        assert sum(len(cut[1]) for cut in relay._backlog) == relay._backlog_bytes <= KEPT + CHUNK_MOST
+            assert not outbox.sent and not outbox._read
+        assert sum(len(cut[1]) for cut in outbox._held) == outbox._held_bytes <= KEPT + CHUNK_MOST
 
     @invariant()
     def a_client_is_told_close_only_for_a_reason(self) -> None:
@@ -515,7 +517,7 @@ class Tunnel(RuleBasedStateMachine):
         if self.relay.phase is Phase.RELAYING:
             assert self.world.reading
             assert self.given == self.sent
-            assert self.relay._kept == 0 and not self.relay._backlog
+            assert self.relay._outbox.kept == 0 and not self.relay._outbox._held
             assert set(range(self.sent)) <= (consumed if self.replay else reached | self.lost)
             if self.pings <= 8:  # of more, the oldest need not be answered
                 assert len(self.world.client.pongs) == self.pings
@@ -551,10 +553,10 @@ TestReplay.settings = SETTINGS
 
 def test_a_late_barrier_does_not_shorten_the_time_in_which_a_close_may_be_answered() -> None:
     world = World()
-    relay = Relay(Rules(QUIET, 2.0, True, 0.5, MESSAGES, KEPT, WHOLE, 0.25), world, lambda: b"abcd")
+    relay = Relay(Rules(QUIET, 2.0, WHOLE, Keeping(True, 0.5, MESSAGES, KEPT, 0.25)), world, lambda: b"abcd")
     client = Connection(ConnectionType.CLIENT)
     relay.client_data(client.send(BytesMessage(text(0, 10))), 100.0)
-    number = relay._barrier
+    number = relay._outbox.barrier
     relay.client_data(client.send(CloseConnection(1000)), 100.2)
     assert relay.phase is Phase.CLIENT_CLOSING and world.live is not None
     relay.server_data(world.live.ear.ws.send(Pong(b"holdfast-barrier:%d" % number)), 100.3)

@@ -450,7 +450,7 @@ async def test_a_whole_service_that_is_killed_one_by_one_keeps_its_clients(live:
         for number in range(6):
             await client.send(str(number))
             assert (await heard(client, 1))[0].endswith(f":{number}")
-            await live.until(lambda: not next(iter(live.plane.sessions))._relay._kept)
+            await live.until(lambda: not next(iter(live.plane.sessions))._relay._outbox.kept)
             await live.backend(f"i{number + 1}", echo)
             live.backends[number].crash()
             await live.until(lambda n=number: live.backends[n + 1].open)
@@ -692,7 +692,7 @@ async def test_more_than_can_be_kept_makes_the_client_wait_and_loses_nothing(liv
         for number in range(200):
             await client.send(str(number))
         assert bodies(await heard(client, 200)) == [str(n) for n in range(200)]
-        await live.until(lambda: not next(iter(live.plane.sessions))._relay._kept)
+        await live.until(lambda: not next(iter(live.plane.sessions))._relay._outbox.kept)
     assert a.got == [str(n) for n in range(200)]
 
 
