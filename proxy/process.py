@@ -107,7 +107,7 @@ async def _serve(app: App, descriptor: int | None) -> int:
             notify("STOPPING=1")
         elif signalled.done() and os.getpid() == 1:
             # Nobody but PID 1 is told that the container ends.
-            os.kill(app.replacement.successor, signal.SIGTERM)
+            _pass_on(signal.SIGTERM)
         await app.drain()
     except (OSError, HandoverError) as error:
         why = str(getattr(error, "strerror", None) or error)
@@ -128,15 +128,9 @@ def _stand_by() -> int:
     Successors of a successor become children of PID 1 when their parents end. Until then a signal goes to
     both: the one that has been replaced has nothing left to do on it. Returns the exit code of the last.
     """
-
-    def pass_on(number: int, frame: object) -> None:
-        for pid in _descendants(1):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
     # Handlers, not a blocked mask: other threads may be left, and would take what this one waits for.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, pass_on)
+        signal.signal(number, lambda number, _: _pass_on(number))
     code = 0
     while _descendants(1):
         with contextlib.suppress(ChildProcessError):
@@ -144,6 +138,12 @@ def _stand_by() -> int:
                 code = os.waitstatus_to_exitcode(ended[1])
         time.sleep(_LOOK)
     return code
+
+
+def _pass_on(number: int) -> None:
+    for pid in _descendants(1):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _descendants(pid: int) -> list[int]:
