@@ -146,6 +146,8 @@ class App:
     async def reload(self) -> Sequence[Change]:
         """Take over the file: all of it, or nothing. Raises `ConfigError`."""
         async with self.reloading:
+            if self.replacement.successor is not None:
+                return ()  # the new process has begun with the file as it is
             try:
                 new = self._read()
                 self._renew_certificates()

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import aiohttp
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 THINK = 10.0
@@ -46,13 +46,14 @@ class Socket(Protocol):
 class ByWebsockets:
     """`websockets`."""
 
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator[Socket]:
         async with connect(url, open_timeout=PATIENCE) as socket:
-            self = cls()
-            self._socket = socket
-            yield self
+            yield cls(socket)
 
     async def send(self, text: str) -> None:
         try:
@@ -72,13 +73,14 @@ class ByAiohttp:
 
     session: aiohttp.ClientSession
 
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator[Socket]:
         async with cls.session.ws_connect(url, heartbeat=20.0) as socket:
-            self = cls()
-            self._socket = socket
-            yield self
+            yield cls(socket)
 
     async def send(self, text: str) -> None:
         try:
@@ -254,7 +256,7 @@ class Crowd:
 async def main(library: str, url: str, number: str) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         ByAiohttp.session = session
-        await Crowd({"websockets": ByWebsockets, "aiohttp": ByAiohttp}[library], url, int(number)).run()
+        await Crowd(ByAiohttp if library == "aiohttp" else ByWebsockets, url, int(number)).run()
 
 
 if __name__ == "__main__":

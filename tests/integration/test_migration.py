@@ -253,7 +253,8 @@ async def connected(gateway: Gateway) -> None:
     """Everybody has begun."""
 
     async def all_there() -> bool:
-        return bool((await gateway.ask("GET", "/v1/sessions"))[1]["total"] == TALKERS)
+        total: int = (await gateway.ask("GET", "/v1/sessions"))[1]["total"]
+        return total == TALKERS
 
     await until(all_there)
 
@@ -265,7 +266,8 @@ async def released(gateway: Gateway, instance: str) -> None:
 
     async def empty() -> bool:
         _, answer = await gateway.ask("GET", "/v1/services/plain/instances")
-        return next(i["tunnels"] for i in answer["instances"] if i["id"] == instance) == 0
+        left: int = next(i["tunnels"] for i in answer["instances"] if i["id"] == instance)
+        return left == 0
 
     await until(empty)
     assert (await gateway.ask("POST", f"/v1/services/plain/instances/{instance}/undrain"))[0] == 200

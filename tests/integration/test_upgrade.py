@@ -615,7 +615,7 @@ async def test_the_new_process_lives_by_the_new_configuration(stage: Stage, dyna
             assert await response.text() == "answer to /new"
         await kept.send("hello")
         assert await kept.recv() == "hello"
-        with pytest.raises(ConnectionClosed) as closed:
+        with pytest.raises(ConnectionClosed, match=r"upgraded|leaving") as closed:
             await asyncio.wait_for(lost.recv(), PATIENCE)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
@@ -689,6 +689,7 @@ async def test_tls_is_drained_while_what_is_plain_goes_over(
         async def watch(client: Any) -> None:
             with pytest.raises(ConnectionClosed) as closed:
                 await client.recv()
+            assert closed.value.rcvd is not None
             closes.append((loop.time(), closed.value.rcvd.code))
 
         watching = [asyncio.create_task(watch(client)) for client in leave]
