@@ -15,13 +15,14 @@ from config.schema import OnDrain
 from proxy.body import BodyError, Decoder, encode_chunk, encode_last_chunk, make_decoder
 from proxy.choose import choose
 from proxy.copying import PlainTunnel
+from proxy.dialing import chosen_protocol
 from proxy.endpoint import Endpoint, Lease, State
 from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
 from proxy.headers import Peer, forward_request, forward_response, prepare_to_move
 from proxy.metrics import record
 from proxy.mirror import mirror
-from proxy.moving import MovingTunnel, chosen_protocol
+from proxy.moving import MovingTunnel
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.request_body import RequestBody
 from proxy.retry import Failure, may_retry

@@ -1,48 +1,31 @@
-"""Tunnels that move: the sockets around a `proxy.relay.Relay`, and how many may move at once.
+"""Tunnels that move: the sockets around a `proxy.relay.Relay`.
 
-The relay decides; this file carries out: it reads, writes, dials the next instance with the first handshake,
+The relay decides; this file carries out: it reads, writes, has the next instance dialled by `proxy.dialing`,
 and keeps the books of each endpoint that the tunnel was on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import os
-import re
 from typing import Any
 
 from config.schema import Replay, WebSocket
-from proxy.choose import choose
-from proxy.endpoint import Endpoint, Lease, State
-from proxy.errors import ProxyError, Reason
+from proxy.dialing import Dialer, NobodyError
+from proxy.endpoint import Lease, State
 from proxy.frames import CloseCode
 from proxy.handover import Parked, is_secure
-from proxy.head import RequestHead, ResponseHead, parse_request, parse_response
 from proxy.phases import Phase, Port, Rules
-from proxy.plane import RESPONSE_LIMITS, Plane
+from proxy.plane import Plane
 from proxy.relay import Relay
 from proxy.replay import Keeping
 from proxy.table import RouteState
 from proxy.timers import NEVER
 from proxy.tunnel import Origin, Tunnel
-from proxy.upstream import Upstream, connect
+from proxy.upstream import Upstream
 
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_KEY_OR_TOKEN = re.compile(rb"(?im)^(?:sec-websocket-key|holdfast-resume):[^\r\n]*\r\n")
-_PROTOCOL = b"sec-websocket-protocol"
-_ACCEPT = b"sec-websocket-accept"
-_WAITS = (0.02, 0.05, 0.1, 0.2, 0.4)
-"""Seconds between looks for an instance while there is none."""
-_SETTLED = 1.0
-"""An instance that is left sooner than this has not taken over: the search goes on where it was."""
-_ATTEMPTS = 4
-"""One attempt may take this part of the time there is, so that an instance that hangs is not the only one."""
 _LINGER = 3.0
 """Seconds in which what was still to be written must have gone out, before a connection is cut."""
-_TOKEN = re.compile(rb"[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
-"""What can be the value of a field (RFC 9110 section 5.5)."""
 _BY_RELAY, _BY_SERVER = 1, 2
 """Who wants the client not to be read: bits of one number."""
 
@@ -57,64 +40,6 @@ def rules_of(config: WebSocket) -> Rules:
         whole=config.migrate.frame,
         keeping=Keeping(replay is not None, kept.hold, kept.messages, kept.bytes, kept.pace),
     )
-
-
-def chosen_protocol(response: ResponseHead) -> bytes:
-    """The subprotocol that an instance has chosen; empty for none."""
-    return _value(response, _PROTOCOL)
-
-
-def _value(response: ResponseHead, name: bytes) -> bytes:
-    """A field of a response, by its name in lower case; empty when absent."""
-    return next((value.strip() for field, value in response.fields if field.lower() == name), b"")
-
-
-class Handshake:
-    """The answer to an upgrade request, awaited on a connection of its own."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[ResponseHead] = loop.create_future()
-        """The final response head. Raises `ProxyError`."""
-        self.rest = b""
-        """What has come behind it."""
-
-    def response_data(self, data: bytes) -> None:
-        """See `proxy.upstream.Carried`."""
-        self.rest += data
-        while not self.done.done():
-            try:
-                parsed = parse_response(self.rest, b"GET", RESPONSE_LIMITS)
-            except ProxyError as error:
-                self.done.set_exception(error)
-                return
-            if parsed is None:
-                return
-            head, end = parsed
-            self.rest = self.rest[end:]
-            if head.status == 101 or head.status >= 200:
-                self.done.set_result(head)
-
-    def upstream_lost(self, exc: Exception | None) -> None:
-        """See `proxy.upstream.Carried`."""
-        self._fail(Reason.UPSTREAM_RESET)
-
-    def response_timed_out(self) -> None:
-        """See `proxy.upstream.Carried`."""
-        self._fail(Reason.UPSTREAM_TIMEOUT)
-
-    def cut_short(self, reason: Reason) -> None:
-        """See `proxy.upstream.Carried`."""
-        self._fail(reason)
-
-    def hold_request(self) -> None:
-        """See `proxy.upstream.Carried`: a handshake is too small to have to wait."""
-
-    def unhold_request(self) -> None:
-        """See `proxy.upstream.Carried`."""
-
-    def _fail(self, reason: Reason) -> None:
-        if not self.done.done():
-            self.done.set_exception(ProxyError(reason))
 
 
 class _ClientLeg(asyncio.Protocol):
@@ -172,23 +97,17 @@ class MovingTunnel(Tunnel, Port):
     __slots__ = (
         "_aged",
         "_alarm_at",
-        "_arrived_at",
         "_bytes_in",
         "_bytes_out",
         "_client",
         "_client_full",
-        "_dial_until",
+        "_dialer",
         "_dialing",
         "_ended",
-        "_handshake",
-        "_hasty",
         "_held_since",
         "_holds",
-        "_protocol",
         "_relay",
-        "_secure",
         "_server",
-        "_token",
     )
 
     def __init__(
@@ -204,9 +123,7 @@ class MovingTunnel(Tunnel, Port):
     ) -> None:
         """`handshake` is the request as it went to the first instance, `protocol` what that one chose."""
         super().__init__(plane, route, lease, origin, websocket=True)
-        self._handshake = handshake
-        self._protocol = protocol
-        self._secure = secure
+        self._dialer = Dialer(plane, route, origin.client, handshake, protocol, secure)
         self._relay = Relay(rules_of(self.rules), self, lambda: os.urandom(4))
         self._client: asyncio.Transport | None = None
         self._server: _ServerLeg | None = None
@@ -220,11 +137,6 @@ class MovingTunnel(Tunnel, Port):
         self._client_full = False
         """The client reads slowly: instances are not read."""
         self._dialing: asyncio.Task[None] | None = None
-        self._dial_until = 0.0
-        self._token = b""
-        self._arrived_at = -NEVER
-        self._hasty = 0
-        """Instances in a row that were left before they had settled."""
         self._bytes_in = self._bytes_out = 0
         self._ended = (int(CloseCode.ABNORMAL), "client")
         """How it ended, once it has."""
@@ -264,9 +176,9 @@ class MovingTunnel(Tunnel, Port):
             return None
         saved = self.save_life() | {
             "relay": relay,
-            "handshake": self._handshake,
-            "protocol": self._protocol,
-            "secure": self._secure,
+            "handshake": self._dialer.handshake,
+            "protocol": self._dialer.protocol,
+            "secure": self._dialer.secure,
             "bytes": (self._bytes_in, self._bytes_out),
         }
         return saved, (self._client, self._server.transport)
@@ -361,12 +273,7 @@ class MovingTunnel(Tunnel, Port):
         self._held_since = min(self._held_since, now)
         self._drop_server()
         self.leave_endpoint()
-        self._token = token
-        if now - self._arrived_at < _SETTLED:
-            self._hasty += 1
-        else:
-            self._hasty = 0
-            self._dial_until = now + self.rules.migrate.timeout
+        self._dialer.left(token, now)
         self.plane.moves.begin(self)
 
     def end(self, code: int, side: str) -> None:
@@ -441,42 +348,16 @@ class MovingTunnel(Tunnel, Port):
             self._held_since = min(self._held_since, self.plane.clock())
 
     async def _dial(self) -> None:
-        """Connect to another instance, as often as it takes within the time there is."""
-        plane = self.plane
-        tried: list[Endpoint] = [self.endpoint]
-        waits = iter(_WAITS)
-        why = "no other instance is ready"
-        if self._hasty:
-            await asyncio.sleep(_WAITS[min(self._hasty, len(_WAITS)) - 1])
-        while plane.clock() < self._dial_until:
-            head = self._request(self._token)
-            client = self.origin.client.encode()
-            now = plane.clock()
-            endpoint, _ = choose(self.route, head, client, self._secure, now, plane.random, tried)
-            if endpoint is None:
-                # The same instance may have come back, or another may come up: look again shortly.
-                tried.clear()
-                await asyncio.sleep(next(waits, _WAITS[-1]))
-                continue
-            lease = endpoint.enter(now)
-            try:
-                upstream, answer = await self._shake_hands(endpoint, head)
-            except (OSError, ProxyError) as error:
-                why = f"{endpoint.instance.id}: {error or 'timed out'}"
-                lease.exit(plane.clock(), failed=True)
-                plane.table.failed(endpoint, plane.clock())
-                tried.append(endpoint)
-            except BaseException:
-                lease.exit(plane.clock(), failed=False)
-                raise
-            else:
-                self._arrive(upstream, lease, answer.rest)
-                return
-        self._fail(why)
+        try:
+            upstream, lease, rest = await self._dialer.dial(self.endpoint)
+        except NobodyError as error:
+            self._fail(str(error))
+        else:
+            self._arrive(upstream, lease, rest)
 
     def _arrive(self, upstream: Upstream, lease: Lease, rest: bytes) -> None:
         plane = self.plane
-        now = self._arrived_at = plane.clock()
+        now = plane.clock()
         self._dialing = None
         self._attach(upstream)
         self.enter_endpoint(lease)
@@ -497,51 +378,13 @@ class MovingTunnel(Tunnel, Port):
         self._dialing = None
         plane.counters.moves_failed += 1
         plane.moves.done(self)
-        self._relay.gave_up(f"no instance could take over ({why})", plane.clock())
+        self._relay.gave_up(why, plane.clock())
 
     def _stop_moving(self) -> None:
         dialing, self._dialing = self._dialing, None
         if dialing is not None:
             dialing.cancel()
         self.plane.moves.done(self)
-
-    def _request(self, token: bytes) -> RequestHead:
-        """The first handshake again, with a fresh key and the token."""
-        key = base64.b64encode(os.urandom(16))
-        bare = _KEY_OR_TOKEN.sub(b"", self._handshake)
-        added = b"Sec-WebSocket-Key: %b\r\n" % key
-        if _TOKEN.fullmatch(token):
-            added += b"Holdfast-Resume: %b\r\n" % token
-        parsed = parse_request(bare[:-2] + added + b"\r\n", RESPONSE_LIMITS)
-        assert parsed is not None
-        return parsed[0]
-
-    async def _shake_hands(self, endpoint: Endpoint, head: RequestHead) -> tuple[Upstream, Handshake]:
-        """A connection on which the instance has switched to the same subprotocol.
-
-        Raises `OSError` and `ProxyError`.
-        """
-        times = self.route.service.config.timeout
-        most = self.rules.migrate.timeout / _ATTEMPTS
-        upstream = await connect(self.plane, endpoint, min(times.connect, most))
-        answer = Handshake(self.plane.loop)
-        upstream.exchange = answer
-        upstream.transport.write(b"%b %b HTTP/1.1\r\n%b\r\n" % (head.method, head.target, head.block))
-        try:
-            async with asyncio.timeout(min(times.response, most)):
-                response = await answer.done
-            key = head.get(b"sec-websocket-key") or b""
-            accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
-            if response.status != 101 or _value(response, _ACCEPT) != accept:
-                raise ProxyError(Reason.UPSTREAM_INVALID, f"answered the handshake with {response.status}")
-            if _value(response, _PROTOCOL) != self._protocol:
-                raise ProxyError(Reason.UPSTREAM_INVALID, "chose another subprotocol")
-        except BaseException:
-            upstream.exchange = None
-            upstream.abort()
-            raise
-        upstream.exchange = None
-        return upstream, answer
 
     # -- the rest of a tunnel ------------------------------------------------------------------------------
 
