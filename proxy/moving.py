@@ -101,6 +101,7 @@ class MovingTunnel(Tunnel, Port):
         "_bytes_out",
         "_client",
         "_client_full",
+        "_corked",
         "_dialer",
         "_dialing",
         "_ended",
@@ -125,6 +126,8 @@ class MovingTunnel(Tunnel, Port):
         super().__init__(plane, route, lease, origin, websocket=True)
         self._dialer = Dialer(plane, route, origin.client, handshake, protocol, secure)
         self._relay = Relay(rules_of(self.rules), self, lambda: os.urandom(4))
+        self._corked: list[bytes] | None = None
+        """What is to be written to the instance at the end of this turn; None: write at once."""
         self._client: asyncio.Transport | None = None
         self._server: _ServerLeg | None = None
         self._alarm_at = NEVER
@@ -199,7 +202,10 @@ class MovingTunnel(Tunnel, Port):
     def from_client(self, data: bytes) -> None:
         """Bytes from the client."""
         self._bytes_in += len(data)
+        # One write: a message and the barrier behind it come to be read together.
+        self._corked = []
         self._relay.client_data(data, self.plane.clock())
+        self._uncork()
 
     def from_server(self, leg: _ServerLeg, data: bytes) -> None:
         """Bytes from an instance; those of a former one are too late."""
@@ -251,8 +257,15 @@ class MovingTunnel(Tunnel, Port):
 
     def to_server(self, data: bytes) -> None:
         """See `Port`."""
-        if self._server is not None:
+        if self._corked is not None:
+            self._corked.append(data)
+        elif self._server is not None:
             self._server.transport.write(data)
+
+    def _uncork(self) -> None:
+        corked, self._corked = self._corked, None
+        if corked and self._server is not None:
+            self._server.transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
 
     def read_client(self, wanted: bool) -> None:
         """See `Port`."""
@@ -288,6 +301,7 @@ class MovingTunnel(Tunnel, Port):
             self._finish_books()
 
     def _drop_server(self) -> None:
+        self._uncork()
         server, self._server = self._server, None
         self._hold(_BY_SERVER, False)
         if server is not None and not server.transport.is_closing():

@@ -280,6 +280,7 @@ class Relay:
         elif code in _LEAVING:
             self.token = payload[2:] or self.token
             self._port.to_server(encode_close(code, "", self._mask()))
+            self._outbox.forget_read()
             self._dial(died=True, now=now)
         else:
             self._port.to_client(frame)

@@ -177,6 +177,11 @@ class Outbox:
             self.kept -= len(read.popleft()[1])
         return read[0][0] if read else NEVER
 
+    def forget_read(self) -> None:
+        """The instance has closed by itself: what it has read it has dealt with, in its own time."""
+        while self._read:
+            self.kept -= len(self._read.popleft()[1])
+
     def forget_all(self) -> None:
         """The instance has read everything: it answered a Close of ours."""
         self.sent.clear()
