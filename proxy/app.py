@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ _TICK = 0.5
 _SHUTDOWN_JITTER = 5.0
 """Most seconds over which the WebSockets of a proxy that ends are closed."""
 
+_NO_ROUTES = "the file has none any more; that is taken over only on request (SIGHUP, holdfast reload)"
+
 _log = logging.getLogger("holdfast")
 
 
@@ -60,6 +63,8 @@ class App:
         """
         self._path = path
         self._config = config
+        self._bound = config
+        """The configuration whose admin and registry addresses are in use; a reload does not move them."""
         self.events = EventLog()
         self.table = Table(self.events.emit)
         self._plane: Plane | None = None
@@ -112,7 +117,7 @@ class App:
     @property
     def admin_address(self) -> Address:
         """The admin API's, with its real port."""
-        wanted = self._config.admin.address
+        wanted = self._bound.admin.address
         if wanted.path or not self._admin_sockets:
             return wanted
         return Address(wanted.host, self._admin_sockets[0].getsockname()[1])
@@ -143,13 +148,19 @@ class App:
             self._config, self._read() if data is None else read(data, source=source, environ=os.environ)
         )
 
-    async def reload(self) -> Sequence[Change]:
-        """Take over the file: all of it, or nothing. Raises `ConfigError`."""
+    async def reload(self, *, asked: bool = True) -> Sequence[Change]:
+        """Take over the file: all of it, or nothing. Raises `ConfigError`.
+
+        Unless somebody has `asked` for it, a file that has lost all its routes is refused: it is being
+        written, or a disk is full.
+        """
         async with self.reloading:
             if self.replacement.successor is not None:
                 return ()  # the new process has begun with the file as it is
             try:
                 new = self._read()
+                if not asked and self._config.routes and not new.routes:
+                    raise ConfigError([Problem(Place(0, self._path or ""), "routes", _NO_ROUTES)])
                 self._renew_certificates()
                 changes = diff(self._config, new)
                 if changes:
@@ -349,10 +360,10 @@ class App:
 
     def sockets(self) -> list[Group]:
         """Everything that listens."""
-        groups: list[Group] = [("admin", self._config.admin.address, self._admin_sockets)]
+        groups: list[Group] = [("admin", self._bound.admin.address, self._admin_sockets)]
         groups += [("listen", listener.config.address, listener.sockets) for listener in self.listeners]
         if self._registry_socket is not None:
-            groups.append(("registry", _embedded(self._config).listen, [self._registry_socket]))
+            groups.append(("registry", _embedded(self._bound).listen, [self._registry_socket]))
         return groups
 
     async def close_registry(self) -> bytes | None:
@@ -412,13 +423,13 @@ class App:
     async def _watch_file(self, path: str) -> None:
         from config.watch import watch
 
-        await watch(path, self._try_reload)
+        await watch(path, partial(self._try_reload, asked=False))
 
-    async def _try_reload(self) -> None:
+    async def _try_reload(self, *, asked: bool = True) -> None:
         if self.replacement.successor is not None:
             return
         try:
-            changes = await self.reload()
+            changes = await self.reload(asked=asked)
         except ConfigError as error:
             _log.error("the configuration stays as it was:\n%s", error)
         else:

@@ -22,6 +22,21 @@ _MOST_EXTENSIONS = 16 << 10
 _MOST_TRAILERS = 16 << 10
 
 
+_NEVER_TRAILS = frozenset(
+    (
+        b"age authorization cache-control content-encoding content-range content-type cookie date "
+        b"location max-forwards origin pragma range referer retry-after set-cookie trailer vary "
+        b"warning www-authenticate"
+    ).split()
+)
+"""What frames, routes, controls, authenticates or describes a message cannot trail it (RFC 9110 6.5.1)."""
+
+
+def _may_trail(name: bytes) -> bool:
+    lowered = name.lower()
+    return kind_of(name) is Kind.OTHER and lowered not in _NEVER_TRAILS and not lowered.startswith(b"if-")
+
+
 class BodyError(ValueError):
     """The framing of a body is broken. The message says how."""
 
@@ -158,8 +173,7 @@ class ChunkedDecoder:
             else:
                 self._buffer = data[position:]
             return -1
-        # A trailer must not be taken for what frames or routes a message (RFC 9110 6.5.1).
-        if kind_of(match[1]) in (Kind.OTHER, Kind.REQUEST_ID, Kind.TRACE):
+        if _may_trail(match[1]):
             self.trailers += match[0]
         self._trailing += match.end() - position
         if self._trailing > _MOST_TRAILERS:

@@ -387,7 +387,10 @@ class Exchange:
         assert upstream is not None and response is not None
         self._phase = _OVER
         self._upstream = None
-        if response.keep_alive and clean and self.request_done:
+        # Servers are known that take a request's trailers for fields of the next one on the connection, which
+        # would be somebody else's.
+        trailed = self._body is not None and self._body.has_trailers
+        if response.keep_alive and clean and self.request_done and not trailed:
             if self._held:
                 upstream.transport.resume_reading()
             upstream.release()

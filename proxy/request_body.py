@@ -42,6 +42,11 @@ class RequestBody:
         """What came behind the body."""
         return self._decoder.rest
 
+    @property
+    def has_trailers(self) -> bool:
+        """Whether fields came behind the body."""
+        return bool(self._decoder.trailers)
+
     def unsent(self) -> bytes:
         """What is to be written now, in the framing of the wire; it counts as written then."""
         wire, self._unsent = self._unsent, b""

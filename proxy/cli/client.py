@@ -31,6 +31,8 @@ class AdminClient:
     """
 
     def __init__(self, address: str, token: str | None = None, timeout: float = 10.0) -> None:
+        if token is not None and not token.isprintable():
+            raise ValueError("HOLDFAST_ADMIN_TOKEN holds a line break or another character that no token has")
         self.address = address
         self._token = token
         self._timeout = timeout

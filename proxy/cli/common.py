@@ -38,7 +38,8 @@ class Session:
         try:
             return AdminClient(self.admin, os.environ.get("HOLDFAST_ADMIN_TOKEN"), timeout)
         except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--admin") from None
+            hint = None if "HOLDFAST_ADMIN_TOKEN" in str(error) else "--admin"
+            raise click.BadParameter(str(error), param_hint=hint) from None
 
     def show(self, answer: Any, human: Callable[[], str]) -> None:
         """Print an answer as JSON, or as `human` says it."""

@@ -255,6 +255,19 @@ async def test_a_bad_file_changes_nothing_and_says_what_is_wrong(stage: Stage, r
     assert await name_of(session, gateway.url) == "a"
 
 
+async def test_a_file_that_has_lost_its_routes_is_taken_over_only_on_request(stage: Stage) -> None:
+    gateway = await start(stage, Origin("a"))
+    session = await stage.client()
+    async with gateway.events() as events:
+        gateway.write(services={}, routes=[])
+        refused = await events.until(lambda event: event["kind"] == "reload_refused")
+        assert "routes: the file has none any more" in refused["problems"][-1]
+        assert await name_of(session, gateway.url) == "a"
+        assert (await gateway.ask("POST", "/v1/reload"))[0] == 200
+    async with session.get(gateway.url) as answer:
+        assert answer.status == 404
+
+
 async def test_an_instance_that_a_reload_takes_away_gets_nothing_new(stage: Stage) -> None:
     one, two = Origin("one"), Origin("two")
     gateway = await start(stage, one, two)

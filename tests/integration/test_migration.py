@@ -33,7 +33,8 @@ CONFIG: dict[str, Any] = {
             "balance": "least_conn",
             "drain": {"timeout": "10s", "jitter": "500ms"},
             "health": {"path": "/readyz", "interval": "500ms", "timeout": "2s"},
-            "websocket": {"on_drain": "migrate", "replay": True},
+            # A machine with two cores and 500 clients may need seconds for what an instance has in hand.
+            "websocket": {"on_drain": "migrate", "replay": {"hold": "5s"}},
         }
     },
     "routes": [{"match": {"path": "/"}, "service": "chat"}],

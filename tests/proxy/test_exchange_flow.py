@@ -382,3 +382,23 @@ async def test_answers_flow_while_the_request_still_does(stage):
     await client.until(b"0\r\n\r\n")
     client.send(GET)
     assert (await origin.head()).line == "GET / HTTP/1.1"
+
+
+async def test_a_connection_that_carried_trailers_carries_nothing_more(stage):
+    origin = await stage.origin()
+    client = await stage.client()
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2\r\nhi\r\n0\r\nX-Sum: 1\r\nAuthorization: Bearer x\r\nX-Request-Id: mine\r\n\r\n"
+    )
+    first = await origin.accept()
+    await first.head()
+    assert await first.until(b"\r\n\r\n") == b"2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n"
+    first.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert (await client.message())[0].status == 200
+    assert await first.ended()
+    client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    second = await origin.accept()
+    await second.head()
+    second.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert (await client.message())[0].status == 200
