@@ -154,6 +154,10 @@ def _is_lost(instance: Instance, told: dict[str, Instance]) -> bool:
     return now is None or now.status is Status.DOWN
 
 
+_INHERITED = 1 << 30
+"""Rank of what an earlier process knew: every registry takes precedence over it."""
+
+
 class Merge:
     """The sets of several registries as one set for each service.
 
@@ -164,22 +168,48 @@ class Merge:
     def __init__(self) -> None:
         self._sets: dict[str, dict[int, Instances]] = {}
         self._published: dict[str, Instances] = {}
+        self._silent: dict[str, set[int]] = {}
+        """Registries that have told nothing yet of a service that was known before."""
+
+    def inherit(self, service: str, instances: tuple[Instance, ...], sources: Collection[int]) -> None:
+        """Begins with what an earlier process knew of a service, by all registries together.
+
+        An instance of it stays until a registry tells of it, which then has the say, or until all `sources`
+        have told of the service.
+        """
+        self._sets.setdefault(service, {})[_INHERITED] = instances
+        self._silent[service] = set(sources)
 
     def put(self, source: int, update: Update) -> Update | None:
         """Takes the full set of one registry (by its rank, 0 first); returns what to publish, if anything."""
         sets = self._sets.setdefault(update.service, {})
         sets[source] = update.instances
+        self._disinherit(source, update, sets)
         merged = self._merged(sets)
         if update.service in self._published and self._published[update.service] == merged:
             return None
         self._published[update.service] = merged
         return replace(update, instances=merged)
 
+    def _disinherit(self, source: int, update: Update, sets: dict[int, Instances]) -> None:
+        inherited = sets.get(_INHERITED)
+        if inherited is None:
+            return
+        silent = self._silent[update.service]
+        silent.discard(source)
+        told = {instance.id for instance in update.instances or ()}
+        left = tuple(instance for instance in inherited if instance.id not in told)
+        if silent and left:
+            sets[_INHERITED] = left
+        else:
+            del sets[_INHERITED], self._silent[update.service]
+
     def forget(self, services: Collection[str]) -> None:
         """Drops services that are no longer asked for; one that comes back is published anew."""
         for service in services:
             self._sets.pop(service, None)
             self._published.pop(service, None)
+            self._silent.pop(service, None)
 
     def _merged(self, sets: Mapping[int, Instances]) -> Instances:
         known = [instances for _, instances in sorted(sets.items()) if instances is not None]

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ class Supervisor:
     """Runs `watchers` (the first takes precedence) and gives changes to `sink` in the loop it runs in.
 
     `confirm` asks suspects of a mass loss for their health; without it they stay for `guard.hold`.
-    `directory` is where last good sets are kept; nowhere when None. `clock` is `time.monotonic`-like.
+    `directory` is where last good sets are kept; nowhere when None. `inherited` is what an earlier process
+    knew: it is not told to `sink`, but nothing of it is lost to a registry that answers late. `clock` is
+    `time.monotonic`-like.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Supervisor:
         guard: Guard | None = None,
         backoff: Backoff | None = None,
         directory: Path | None = None,
+        inherited: Mapping[str, tuple[Instance, ...]] | None = None,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
@@ -118,6 +121,8 @@ class Supervisor:
         self._sleep = sleep
         self._random = rng or random.Random()
         self._merge = Merge()
+        for name, instances in (inherited or {}).items():
+            self._merge.inherit(name, instances, range(len(self.sources)))
         self._tasks: asyncio.TaskGroup | None = None
         self._watching: dict[int, asyncio.Task[None]] = {}
         self._unsaved: set[int] = set()

@@ -260,6 +260,11 @@ class App:
             _watched(self._config),
             confirm=self._checker.ask,
             directory=Path(state) if state is not None else None,
+            inherited={
+                name: tuple(endpoint.instance for endpoint in self.table.services[name].endpoints.values())
+                for name in _watched(self._config)
+                if self.table.services[name].known
+            },
             clock=self.plane.clock,
         )
         self._tasks.append(asyncio.create_task(self._supervisor.run(), name="discovery"))

@@ -256,3 +256,30 @@ def test_waits_double_up_to_the_most_and_half_of_each_is_chance() -> None:
         delays = [backoff.delay(failures, rng) for _ in range(200)]
         assert whole / 2 <= min(delays) < max(delays) <= whole
         assert max(delays) - min(delays) > whole / 4
+
+
+def told(merge: Merge, source: int, instances: Instances) -> str | None:
+    """What is published after a registry has told of the service; `=` when nothing is."""
+    update = merge.put(source, Update("chat", instances, 0.0))
+    return "=" if update is None else names(update.instances)
+
+
+def test_what_an_earlier_process_knew_waits_for_the_registry_that_has_not_answered_yet() -> None:
+    merge = Merge()
+    merge.inherit("chat", make("abc"), range(2))
+    assert told(merge, 0, ()) == "abc"
+    assert told(merge, 0, make("x")) == "abcx"
+    assert told(merge, 1, make("ab")) == "abx"
+
+
+def test_an_inherited_instance_leaves_with_the_registry_that_has_told_of_it() -> None:
+    merge = Merge()
+    merge.inherit("chat", make("abc"), range(2))
+    assert told(merge, 0, make("a")) == "abc"
+    assert told(merge, 0, ()) == "bc"
+
+
+def test_with_one_registry_its_first_answer_is_all_there_is() -> None:
+    merge = Merge()
+    merge.inherit("chat", make("abc"), range(1))
+    assert told(merge, 0, make("b")) == "b"
