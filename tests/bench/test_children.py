@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,11 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_own_children(tmp_path: 
         inner = int(log.read_text())
     assert process.returncode == -9
     assert not alive(process.pid)
-    assert not alive(inner)
+    # Nobody of ours waits for it: it is gone when the system has taken it away.
+    until = time.monotonic() + 10
+    while alive(inner):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_child_runs_on_the_cores_it_is_given(tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ async def test_every_kind_of_failure_is_counted(factory: Callable[[], Refusing],
         await asyncio.sleep(0.1)
     assert load.outcome.latencies == []
     assert load.outcome.failures
-    assert all(failure.startswith(reason) for failure in load.outcome.failures)
+    # The last ones may still have been on their way when the load ended.
+    told = [failure for failure in load.outcome.failures if failure != "no answer"]
+    assert told
+    assert all(failure.startswith(reason) for failure in told)
 
 
 async def test_requests_that_are_never_answered_fail_once_each_when_patience_ends() -> None:

@@ -130,9 +130,10 @@ async def test_500_people_chat_while_everything_is_replaced(
     assert metrics["holdfast_tunnels_total"] == metrics["holdfast_tunnels_open"] == CLIENTS
     assert moves >= CLIENTS * INSTANCES
     if pauses.longest["calm"] < ROOM and pauses.late < ROOM:
-        assert pauses.longest["SIGTERM"] < 1.0
-        assert pauses.longest["upgrade"] < 1.0
-        assert pauses.longest["SIGKILL"] < DETECTION + 1.0
+        # What the proxy made people wait, and what they waited in all: an answer that an instance had in
+        # hand when it went is given by another one, once its lease has run out.
+        assert metrics['holdfast_tunnel_move_pause_seconds_bucket{le="1.0"}'] == moves
+        assert max(pauses.longest.values()) < DETECTION + 1.0
     else:
         print(f"this machine has no room to judge pauses: a timer was {pauses.late:.2f} s late")
 
