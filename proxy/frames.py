@@ -28,9 +28,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 1002
     NO_STATUS = 1005
     ABNORMAL = 1006
-    INTERNAL_ERROR = 1011
     SERVICE_RESTART = 1012
-    TRY_AGAIN_LATER = 1013
 
 
 class FrameError(ValueError):

@@ -8,7 +8,6 @@ from typing import Any
 from proxy.admin.control import Change, Control, Source
 from proxy.admin.models import (
     ChangeView,
-    DrainedInstanceView,
     InstanceView,
     OverrideView,
     RegistryView,
@@ -29,11 +28,6 @@ from proxy.table import RouteState, ServiceState, Table
 def instance_view(table: Table, endpoint: Endpoint, now: float) -> InstanceView:
     """An endpoint as it is now."""
     return InstanceView(**_instance_facts(table, endpoint, now))
-
-
-def drained_view(table: Table, endpoint: Endpoint, now: float, deadline: float) -> DrainedInstanceView:
-    """An endpoint that is to be empty after `deadline` seconds."""
-    return DrainedInstanceView(**_instance_facts(table, endpoint, now), drain_deadline=deadline)
 
 
 def _instance_facts(table: Table, endpoint: Endpoint, now: float) -> dict[str, Any]:
