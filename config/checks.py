@@ -39,6 +39,7 @@ def sections(config: object) -> list[Problem]:
     services = [(("services", name), service) for name, service in _services(config).items()]
     routes = [(("routes", number), route) for number, route in enumerate(_list(config, "routes"))]
     found: list[tuple[Path, object, Check]] = [(("admin",), _get(config, "admin"), admin)]
+    found += [(("registry", n), section, registry) for n, section in enumerate(_registries(config))]
     found += [((*path, "sticky"), _get(service, "sticky"), sticky) for path, service in services]
     found += [((*path, "websocket"), _get(service, "websocket"), websocket) for path, service in services]
     found += [((*path, "match"), _get(route, "match"), match) for path, route in routes]
@@ -68,6 +69,41 @@ def websocket(section: object) -> Iterator[Problem]:
     )
     if not off and _get(section, "on_drain") != "migrate":
         yield ("replay",), "replay needs on_drain: migrate"
+
+
+def registry_tls(section: object) -> Iterator[Problem]:
+    """Of `registry[].tls`."""
+    for given, missing in (("certificate", "key"), ("key", "certificate")):
+        if _get(section, given) is not None and _get(section, missing) is None:
+            yield (missing,), f"is needed with {given}"
+
+
+def credentials(section: object) -> Iterator[Problem]:
+    """Of a registry with a user name and a password."""
+    for given, missing in (("user", "password"), ("password", "user")):
+        if _get(section, given) is not None and _get(section, missing) is None:
+            yield (missing,), f"is needed with {given}"
+
+
+def dns(section: object) -> Iterator[Problem]:
+    """Of a registry of the kind `dns`."""
+    if _get(section, "record") == "address" and _get(section, "port") is None:
+        yield ("port",), "is needed for record: address; only SRV records tell a port"
+    floor, ceiling = _get(section, "ttl_min"), _get(section, "ttl_max")
+    if isinstance(floor, float) and isinstance(ceiling, float) and floor > ceiling:
+        yield ("ttl_max",), "is less than ttl_min"
+
+
+def registry(section: object) -> Iterator[Problem]:
+    """Of one registry."""
+    yield from ((("tls", *path), text) for path, text in registry_tls(_get(section, "tls")))
+    match _get(section, "kind"):
+        case "etcd" | "nacos":
+            yield from credentials(section)
+        case "dns":
+            yield from dns(section)
+        case _:
+            pass
 
 
 def match(section: object) -> Iterator[Problem]:

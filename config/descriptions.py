@@ -10,14 +10,15 @@ import inspect
 from collections.abc import Mapping
 from functools import cache
 
-from config import schema
+from config import registries, schema
 
 
 @cache
 def descriptions() -> Mapping[str, Mapping[str, str]]:
     """Model name to field name to its text, on one line."""
-    tree = ast.parse(inspect.getsource(schema))
-    return {node.name: _fields(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = (ast.parse(inspect.getsource(module)) for module in (registries, schema))
+    models = (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    return {model.name: _fields(model) for model in models}
 
 
 def _fields(model: ast.ClassDef) -> dict[str, str]:

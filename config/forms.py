@@ -27,6 +27,9 @@ from config.units import Address, Duration, Size
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_DNS_NAME = re.compile(
+    r"([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?)?"
+)  # RFC 1035 section 2.3.4, RFC 2782
 _HASH_ON = re.compile(r"ip|path|(header|cookie|query):[^\s:]+")
 _Section = TypeVar("_Section")
 _URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
@@ -137,6 +140,7 @@ Target = Annotated[str, _checked(re.compile(r"/[^\s#]*"), "a request target; it 
 Regex = Annotated[str, AfterValidator(_compiles)]
 HashKey = Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME or query:NAME")]
 Url = Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")]
+DnsName = Annotated[str, _checked(_DNS_NAME, "a domain name such as service.consul")]
 Network = Annotated[str, AfterValidator(_network)]
 Upstream = Annotated[Address, AfterValidator(_reachable)]
 RetryOn = Annotated[Literal["connect", "reset", 502, 503, 504], BeforeValidator(_status_code)]

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from config import schema as sections
 from config.descriptions import descriptions
 from config.schema import Config, Model
 from config.shape import Kind, shape_of_field
@@ -21,12 +20,15 @@ def schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of what a file may contain, with `${VARIABLES}` and short forms."""
     made = Config.model_json_schema()
     for name, definition in (("Config", made), *made["$defs"].items()):
-        model = getattr(sections, name, None)
-        if isinstance(model, type) and issubclass(model, Model):
+        if (model := _models().get(name)) is not None:
             _document(definition, model)
     variable = {"type": "string", "pattern": r"\$\{", "description": "Filled in from the environment."}
     made["$defs"]["Variable"] = variable
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "holdfast"}
+
+
+def _models() -> dict[str, type[Model]]:
+    return {model.__name__: model for model in Model.__subclasses__() if model.__name__ in descriptions()}
 
 
 def _document(definition: dict[str, Any], model: type[Model]) -> None:
@@ -72,7 +74,7 @@ def _alternatives(field: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(inner.get(below), dict):
             inner[below] = _written(inner[below], optional=False)
     reference = inner.get("$ref", "").removeprefix("#/$defs/")
-    is_words = reference and not issubclass(getattr(sections, reference), Model)
+    is_words = reference and reference not in _models()
     match inner.get("type"):
         case "string" if not {"pattern", "enum", "const"} & inner.keys():
             # An unquoted 1.10 is text to us, and a number to whoever reads the file by this schema.

@@ -52,6 +52,7 @@ _EFFECTS: tuple[tuple[Steps, Effect], ...] = (
     (("listen",), Effect.RESTART),
     (("admin", "address"), Effect.RESTART),
     (("registry",), Effect.RESTART),
+    (("guard",), Effect.RESTART),
     (("state",), Effect.RESTART),
     (("limits", "connections"), Effect.LIVE),
     (("limits",), Effect.NEW_CONNECTIONS),

@@ -33,11 +33,19 @@ from config.forms import (
     Target,
     Token,
     Upstream,
-    Url,
     sound,
 )
 from config.forms import Model as Model
 from config.forms import RetryOn as RetryOn
+from config.registries import ConsulRegistry as ConsulRegistry
+from config.registries import DnsRegistry as DnsRegistry
+from config.registries import EmbeddedRegistry as EmbeddedRegistry
+from config.registries import EtcdRegistry as EtcdRegistry
+from config.registries import FileRegistry as FileRegistry
+from config.registries import Guard as Guard
+from config.registries import KubernetesRegistry as KubernetesRegistry
+from config.registries import NacosRegistry as NacosRegistry
+from config.registries import Registry as Registry
 from config.units import Address as Address
 from config.units import Duration as Duration
 from config.units import Rate as Rate
@@ -106,44 +114,6 @@ class Limits(Model):
     """Bytes of the whole head; more is 431."""
     header_count: Annotated[int, Field(ge=1)] = 100
     """Fields in the head; more is 431."""
-
-
-class EmbeddedRegistry(Model):
-    """The registry inside this process; it speaks the Consul HTTP API on `listen`."""
-
-    kind: Literal["embedded"]
-    """`embedded`."""
-    listen: Address = Address("127.0.0.1", 8500)
-    """Where instances register."""
-    data: str | None = None
-    """Directory to keep its contents in; in memory when absent."""
-
-
-class ConsulRegistry(Model):
-    """Consul, or a holdfast registry on another machine."""
-
-    kind: Literal["consul"]
-    """`consul`."""
-    address: Url = "http://127.0.0.1:8500"
-    """Base URL of the agent; credentials belong into `token`."""
-    token: Secret | None = None
-    """ACL token."""
-    datacenter: str | None = None
-    """Datacenter to ask, when not the agent's own."""
-    wait: Positive = 55.0
-    """How long one blocking query may wait."""
-
-
-class FileRegistry(Model):
-    """A watched YAML or JSON file: `services: {NAME: [instances]}`."""
-
-    kind: Literal["file"]
-    """`file`."""
-    path: str
-    """The file; replaced atomically or through a ConfigMap's symlink."""
-
-
-Registry = Annotated[EmbeddedRegistry | ConsulRegistry | FileRegistry, Field(discriminator="kind")]
 
 
 class Balance(StrEnum):
@@ -458,7 +428,10 @@ class Config(Model):
     trusted_proxies: tuple[Network, ...] = ()
     """Addresses or networks whose X-Forwarded-* are believed."""
     registry: Annotated[tuple[Registry, ...], ONE_OR_MANY] = ()
-    """Where instances come from; a single one may be written without the list, and `none` is none."""
+    """Where instances come from; a single one may be written without the list, and `none` is none. Where two
+    tell of the same instance, the first is believed."""
+    guard: Guard = Guard()
+    """When registries are not believed at once."""
     services: dict[Name, Service] = Field(default_factory=dict)
     """Each by its name."""
     routes: tuple[Route, ...] = ()

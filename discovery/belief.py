@@ -13,23 +13,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from config.registries import Guard
 from discovery.model import Instance, Status, Update
 
 Instances = tuple[Instance, ...] | None
 """A full set; None: the registry does not know the service (ABSENT)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """When a loss is held back, and for how long. Times in seconds."""
-
-    share: float = 0.5
-    """Losing more than this share of a service's instances in one answer is held back. 1: only ABSENT is."""
-    hold: float = 30.0
-    """A suspect leaves after so long, whatever it says itself. 0: no guard."""
-    repeat: float = 5.0
-    """The same answer again, so long after the first, is believed. It must be longer than registrars need to
-    find a registry that came back empty."""
 
 
 @dataclass(frozen=True, slots=True)

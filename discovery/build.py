@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import assert_never
 
-from config.schema import ConsulRegistry, EmbeddedRegistry, FileRegistry, Registry
+from config.registries import (
+    ConsulRegistry,
+    DnsRegistry,
+    EtcdRegistry,
+    FileRegistry,
+    KubernetesRegistry,
+    NacosRegistry,
+    RemoteRegistry,
+)
 from discovery.model import Watcher
+from discovery.renamed import Renamed
 
 
-def make_watcher(registry: ConsulRegistry | FileRegistry) -> Watcher:
-    """The watcher of a registry that runs elsewhere."""
+def make_watcher(registry: RemoteRegistry) -> Watcher:
+    """The watcher of a registry that runs elsewhere, under the names that services have here."""
+    watcher = _watcher(registry)
+    match registry:
+        case FileRegistry() | DnsRegistry():
+            return watcher
+        case _:
+            return Renamed(watcher, registry.names) if registry.names else watcher
+
+
+def _watcher(registry: RemoteRegistry) -> Watcher:
     match registry:
         case ConsulRegistry():
             from discovery.consul import ConsulWatcher
@@ -22,28 +38,25 @@ def make_watcher(registry: ConsulRegistry | FileRegistry) -> Watcher:
                 datacenter=registry.datacenter,
                 wait=registry.wait,
             )
+        case EtcdRegistry():
+            from discovery.etcd import EtcdWatcher
+
+            return EtcdWatcher(registry)
+        case NacosRegistry():
+            from discovery.nacos import make_nacos_watcher
+
+            return make_nacos_watcher(registry)
+        case KubernetesRegistry():
+            from discovery.kubernetes import KubernetesWatcher
+
+            return KubernetesWatcher(registry)
+        case DnsRegistry():
+            from discovery.dns import DnsWatcher
+
+            return DnsWatcher(registry)
         case FileRegistry():
             from discovery.file import FileWatcher
 
             return FileWatcher(registry.path)
         case _:
             assert_never(registry)
-
-
-@asynccontextmanager
-async def open_watcher(registry: Registry) -> AsyncIterator[Watcher]:
-    """The watcher of any registry; an embedded one runs for as long as the context is open.
-
-    Raises `OSError` when the embedded registry's address or directory cannot be had.
-    """
-    if not isinstance(registry, EmbeddedRegistry):
-        yield make_watcher(registry)
-        return
-    from discovery.embedded.server import RegistryServer
-
-    server = RegistryServer(registry.data)
-    await server.start(registry.listen)
-    try:
-        yield server.watcher()
-    finally:
-        await server.close()

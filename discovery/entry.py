@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from discovery.labels import instance_from
 from discovery.model import DEFAULT_WEIGHT, Instance, RegistryError, Status
 
 MAINTENANCE = ("_service_maintenance:", "_node_maintenance")
 """Check ids that maintenance mode makes start so; they are critical, but the instance is alive."""
-
-MAX_WEIGHT = 65535
-"""Consul's own limit for a weight; a larger one in `Meta` counts as not stated."""
 
 _CONSUL_DEFAULT_WEIGHT = 1
 
@@ -58,21 +56,15 @@ def _instance(
         return None
     metadata = dict(_tagged(definition.get("Tags") or ()))
     metadata.update((str(key), str(value)) for key, value in (definition.get("Meta") or {}).items())
-    stated = metadata.pop("weight", "")
-    draining = metadata.pop("draining", "").lower() == "true"
-    if stated.isascii() and stated.isdigit() and int(stated) <= MAX_WEIGHT:
-        weight = int(stated)
-    else:
-        weight = _passing_weight(entry) if literal_weight else DEFAULT_WEIGHT
-    return Instance(
-        service=service,
-        id=str(definition["ID"]) if unique else f"{definition['ID']}@{node.get('Node', '')}",
-        host=host,
-        port=0 if path else port,
+    return instance_from(
+        service,
+        str(definition["ID"]) if unique else f"{definition['ID']}@{node.get('Node', '')}",
+        host,
+        0 if path else port,
+        metadata,
         path=path,
-        weight=weight,
-        status=_status(entry.get("Checks") or (), draining),
-        metadata=metadata,
+        weight=_passing_weight(entry) if literal_weight else DEFAULT_WEIGHT,
+        status=_status(entry.get("Checks") or ()),
     )
 
 
@@ -81,10 +73,10 @@ def _tagged(tags: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, value) for key, equals, value in pairs if key and equals]
 
 
-def _status(checks: Sequence[Mapping[str, Any]], draining: bool) -> Status:
+def _status(checks: Sequence[Mapping[str, Any]]) -> Status:
     """A failed check beats maintenance: what is dead cannot keep what it has."""
     critical = [str(check.get("CheckID", "")) for check in checks if check["Status"] == "critical"]
     maintained = sum(check_id.startswith(MAINTENANCE) for check_id in critical)
     if len(critical) > maintained:
         return Status.DOWN
-    return Status.DRAINING if draining or maintained else Status.UP
+    return Status.DRAINING if maintained else Status.UP

@@ -20,6 +20,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from discovery.labels import metadata_of
 from discovery.model import Instance, Status
 
 DEFAULT_TTL = 10.0
@@ -232,14 +233,11 @@ def _check(instance_id: str, ttl: float, http_check: str | None, deregister_afte
 
 
 def _body(instance: Instance, check: dict[str, Any]) -> dict[str, Any]:
-    # Consul's own weights begin at 1, so the exact one goes into Meta too.
-    meta = {**instance.metadata, "weight": str(instance.weight)}
-    if instance.status is Status.DRAINING:
-        meta["draining"] = "true"
     body: dict[str, Any] = {
         "ID": instance.id,
         "Name": instance.service,
-        "Meta": meta,
+        "Meta": metadata_of(instance),
+        # Consul's own weights begin at 1, so the exact one is in Meta too.
         "Weights": {"Passing": max(1, instance.weight), "Warning": max(1, instance.weight)},
         "Check": check,
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from config.schema import Service, StaticInstance
-from discovery.model import Instance, Status, Update
+from discovery.labels import instance_from
+from discovery.model import Instance, Update
 
 SOURCE = "static"
 
@@ -26,15 +27,12 @@ def instances_from(service: str, given: tuple[StaticInstance, ...]) -> tuple[Ins
 
 
 def _instance(service: str, given: StaticInstance) -> Instance:
-    metadata = dict(given.metadata)
-    draining = metadata.pop("draining", "").lower() == "true"
-    return Instance(
-        service=service,
-        id=given.id,
-        host=given.address.host or ("" if given.address.path else "127.0.0.1"),
-        port=given.address.port,
+    return instance_from(
+        service,
+        given.id,
+        given.address.host or ("" if given.address.path else "127.0.0.1"),
+        given.address.port,
+        given.metadata,
         path=given.address.path,
         weight=given.weight,
-        status=Status.DRAINING if draining else Status.UP,
-        metadata=metadata,
     )

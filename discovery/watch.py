@@ -17,7 +17,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from discovery.belief import Backoff, Belief, Guard, Merge
+from config.registries import Guard
+from discovery.belief import Backoff, Belief, Merge
 from discovery.lastgood import LastGood, encode
 from discovery.model import Instance, RegistryError, Update, Watcher
 

@@ -259,6 +259,7 @@ class App:
             self._updated,
             _watched(self._config),
             confirm=self._checker.ask,
+            guard=self._config.guard,
             directory=Path(state) if state is not None else None,
             inherited={
                 name: tuple(endpoint.instance for endpoint in self.table.services[name].endpoints.values())

@@ -51,7 +51,8 @@ def test_every_mistake_is_reported_once_in_the_order_of_the_file() -> None:
         "f.yaml:5:19: timeout.header: '10x' is not a duration; write it as 250ms, 30s, 5m or 1h",
         "f.yaml:6:23: limits.connections: must be a whole number, not 'many'",
         "f.yaml:7:31: trusted_proxies[1]: 'banana' is not an address or a network such as 10.0.0.0/8",
-        "f.yaml:8:18: registry.kind: 'consull' is not one of embedded, consul, file (did you mean 'consul'?)",
+        "f.yaml:8:18: registry.kind: 'consull' is not one of embedded, consul, etcd, nacos, kubernetes, dns, "
+        "file (did you mean 'consul'?)",
         "f.yaml:11:14: services.chat.balance: 'leastconn' is not one of round_robin, "
         "weighted, least_conn, p2c, "
         "ewma, ring_hash, maglev, ip_hash, random (did you mean 'least_conn'?)",
@@ -146,7 +147,10 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
             "admin: {address: '127.0.0.1:8080'}",
             "1:18: admin.address: '127.0.0.1:8080' is taken by listen[0].address (':8080')",
         ),
-        ("registry: {listen: ':1'}", "1:1: registry: needs a kind, one of embedded, consul, file"),
+        (
+            "registry: {listen: ':1'}",
+            "1:1: registry: needs a kind, one of embedded, consul, etcd, nacos, kubernetes, dns, file",
+        ),
         (
             "registry: [{kind: embedded, lisen: ':1'}]",
             "1:29: registry[0].lisen: is not a known key (did you mean 'listen'?)",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.belief import Backoff, Belief, Guard, Instances, Merge
+from config.registries import Guard
+from discovery.belief import Backoff, Belief, Instances, Merge
 from discovery.model import Instance, Status, Update
 
 GUARD = Guard(share=0.5, hold=30, repeat=5)

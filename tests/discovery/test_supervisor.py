@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from discovery.belief import Backoff, Guard
+from config.registries import Guard
+from discovery.belief import Backoff
 from discovery.lastgood import encode
 from discovery.model import Instance, RegistryError, Status, Update
 from discovery.watch import SourceState, Supervisor
