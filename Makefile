@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install install-test demo test check format bench bench-tools docs clean
+.PHONY: help install install-test servers demo test check format bench bench-tools docs clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,9 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev,dns,redis]'
 	@touch $@ $(VENV)/.installed
+
+servers:  ## real registries for the tests, in .servers: Consul and etcd; Nacos where Java and Maven are
+	scripts/make-servers "$(PYTHON)" .servers
 
 demo: install  ## registry, three chat instances and the gateway; Ctrl-C ends them
 	$(BIN)/holdfast demo $(ARGS)
