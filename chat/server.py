@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("holdfast.chat")
 
-DEREGISTER_TIMEOUT = 3.0
-"""Seconds a registry may take when this instance leaves; it leaves anyway."""
-
 
 class ChatServer:
     """Everything one instance consists of. `start`, then `drain` or just `close`."""
@@ -138,14 +135,8 @@ class ChatServer:
 
     async def _deregister(self) -> None:
         registration, self._registration = self._registration, None
-        if registration is None:
-            return
-        try:
-            async with asyncio.timeout(DEREGISTER_TIMEOUT):
-                await registration.deregister()
-        except Exception as error:
-            # The registry will notice that the heartbeats stop.
-            _log.warning("cannot deregister: %s", error)
+        if registration is not None:
+            await registration.deregister()
 
 
 async def serve(options: Options) -> int:
@@ -201,6 +192,7 @@ def _complete(options: Options, port: int) -> Options:
 
 
 def _registration(options: Options) -> Registration:
+    from discovery.consul_registrar import ConsulRegistrar
     from discovery.model import Instance
     from discovery.register import Registration
 
@@ -214,4 +206,4 @@ def _registration(options: Options) -> Registration:
         weight=options.weight,
         metadata=metadata,
     )
-    return Registration(options.registry, instance)
+    return Registration(ConsulRegistrar(options.registry), instance)

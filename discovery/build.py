@@ -1,4 +1,4 @@
-"""From a registry's section in the configuration to a running watcher. Each kind is imported when used."""
+"""From a registry's section in the configuration to what speaks to it. Each kind is imported when used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from config.registries import (
     RemoteRegistry,
 )
 from discovery.model import Watcher
-from discovery.renamed import Renamed
+from discovery.registrar import Registrar
+from discovery.renamed import Renamed, RenamedRegistrar
+
+CanRegister = ConsulRegistry
+"""The kinds of registries in which an instance can enter itself; with an embedded one, by its URL."""
 
 
 def make_watcher(registry: RemoteRegistry) -> Watcher:
@@ -58,5 +62,32 @@ def _watcher(registry: RemoteRegistry) -> Watcher:
             from discovery.file import FileWatcher
 
             return FileWatcher(registry.path)
+        case _:
+            assert_never(registry)
+
+
+def make_registrar(registry: CanRegister, *, ttl: float, check: str | None = None) -> Registrar:
+    """What enters instances there, under the names that services have there.
+
+    `ttl`: seconds without a beat after which an instance counts as crashed. `check`: a URL that the registry
+    asks itself instead of waiting for beats, where it can.
+    """
+    registrar = _registrar(registry, ttl, check)
+    return RenamedRegistrar(registrar, registry.names) if registry.names else registrar
+
+
+def _registrar(registry: CanRegister, ttl: float, check: str | None) -> Registrar:
+    match registry:
+        case ConsulRegistry():
+            from discovery.consul_registrar import ConsulRegistrar
+
+            return ConsulRegistrar(
+                registry.address,
+                ttl=ttl,
+                check=check,
+                token=registry.token.get_secret_value() if registry.token else None,
+                tls=registry.tls,
+                tags=(registry.tag,) if registry.tag else (),
+            )
         case _:
             assert_never(registry)

@@ -1,7 +1,8 @@
-"""An application's own entry in a Consul-speaking registry: made, kept alive, marked as leaving, removed.
+"""An application's own entry in a registry: made, kept alive, marked as leaving, removed.
 
-Source: Consul HTTP API, "Register Service", "TTL Check Pass", "Deregister Service". The registry may be away
-at any time, before the start too: the application goes on, and the entry is made again when it is back.
+How a registry holds an entry is its `Registrar`'s business; here is the life of the entry, the same for all
+of them. The registry may be away at any time, before the start too: the application goes on, and the entry is
+made again when the registry is back.
 """
 
 from __future__ import annotations
@@ -9,27 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import Any
-from urllib.parse import quote
 
-import aiohttp
-import orjson
-from yarl import URL
-
-from discovery.labels import metadata_of
 from discovery.model import Instance, Status
+from discovery.registrar import Registrar
 
-DEFAULT_TTL = 10.0
-"""Seconds without a heartbeat after which the registry counts the instance as crashed."""
-HEARTBEATS_PER_TTL = 3
-REQUEST_TIMEOUT = 3.0
-"""Seconds one call to the registry may take; a frozen registry must not freeze the application."""
+CALL_TIMEOUT = 3.0
+"""Seconds that one call to the registry may take: a frozen one must not freeze the application."""
 BACKOFF_MIN, BACKOFF_MAX = 0.1, 2.0
 """Seconds between attempts while the registry is away; doubled each time, up to half left to chance."""
+LAST_ATTEMPTS = 3
+"""How often a deregistration is tried: a registry that elects a leader just then must not keep the entry."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,46 +37,48 @@ class State(Enum):
     UNKNOWN = "unknown"
     """The registry has not confirmed the entry as it should be: it is being made."""
     REGISTERED = "registered"
-    """The registry has confirmed it; heartbeats keep it."""
+    """The registry has confirmed it; beats keep it."""
     ENDED = "ended"
-    """Deregistered, or given up to its TTL."""
+    """Deregistered, or given up to its time to live."""
 
 
 class Registration:
-    """One instance's entry. `url` is the registry's base URL, `instance` what it shall say.
+    """One instance's entry in one registry: `registrar` holds it, `instance` is what it shall say.
 
-    `ttl` is in seconds. With `http_check` (a URL) the registry asks the instance every `ttl / 3` instead of
-    waiting for heartbeats. `deregister_after`: seconds critical until the registry forgets the entry.
+    One task makes every call but the last, so that a change never overtakes the one before it. `timeout` is
+    in seconds, for one call.
     """
 
     def __init__(
         self,
-        url: str,
+        registrar: Registrar,
         instance: Instance,
         *,
-        ttl: float = DEFAULT_TTL,
-        http_check: str | None = None,
-        deregister_after: float = 60.0,
-        token: str | None = None,
-        sleep: Callable[[float], Any] = asyncio.sleep,
+        timeout: float = CALL_TIMEOUT,
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
         self.instance = instance
         self.state = State.NEW
         self.last_error: str | None = None
         """Why the registry does not have the entry; None when it does."""
-        self._url = url.rstrip("/")
-        self._interval = ttl / HEARTBEATS_PER_TTL
-        self._check = _check(instance.id, ttl, http_check, deregister_after)
-        self._heartbeats = http_check is None
-        self._headers = {"X-Consul-Token": token} if token else None
+        self.beats_failed = 0
+        """Beats that the registry did not take, since the start."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Told when `state` has changed."""
+        self._registrar = registrar
+        self._timeout = timeout
         self._sleep = sleep
         self._random = rng or random.Random()
         self._failures = 0
         self._wanted = asyncio.Event()
         self._attempted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of the registry."""
+        return self._registrar.kind
 
     async def start(self) -> bool:
         """Registers, and keeps the entry from now on.
@@ -91,10 +88,8 @@ class Registration:
         """
         if self._task is not None:
             raise RuntimeError("this registration was started already")
-        timeout = aiohttp.ClientTimeout(total=min(REQUEST_TIMEOUT, max(self._interval, 0.2)))
-        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
         self._set(State.UNKNOWN)
-        self._task = asyncio.create_task(self._keep())
+        self._task = asyncio.create_task(self._keep(), name=f"entry {self.instance.id}")
         await self._attempted.wait()
         return self._is_registered()
 
@@ -119,86 +114,70 @@ class Registration:
         await self._attempted.wait()
         return self._is_registered()
 
-    async def deregister(self) -> bool:
-        """Ends the heartbeats and removes the entry, within `REQUEST_TIMEOUT`. May be called twice.
+    async def deregister(self, within: float = CALL_TIMEOUT) -> bool:
+        """Ends the beats and removes the entry, within so many seconds. May be called twice.
 
-        Returns False when the registry could not be told; the entry ends by its TTL then.
+        Returns False when the registry could not be told; the entry ends by its time to live then.
         """
-        task, session = self._task, self._session
-        if self.state is State.ENDED or task is None or session is None:
+        if self.state is State.ENDED or self._task is None:
             return self.state is State.ENDED
-        self._set(State.ENDED)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        self._attempted.set()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within
         try:
-            status = await self._put(f"/v1/agent/service/deregister/{_quoted(self.instance.id)}")
-            if status not in (200, 404):
-                _log.warning("%s did not deregister %s: status %s", self._url, self.instance.id, status)
-            return status in (200, 404)
-        except (aiohttp.ClientError, OSError) as error:
-            _log.warning("cannot deregister %s from %s: %s", self.instance.id, self._url, _reason(error))
-            return False
+            # A call that is out would make the entry again, if it reached the registry after the last one.
+            await self._end(within / 2)
+            return await self._remove(deadline)
         finally:
-            await session.close()
+            await self._registrar.close()
+
+    async def release(self) -> None:
+        """Ends the beats and leaves the entry to whoever keeps it now, or to its time to live."""
+        if self.state is not State.ENDED and self._task is not None:
+            await self._end(0.0)
+            await self._registrar.close()
 
     # -- inside -----------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        while True:
+        while not self._has_ended():
             # A change that comes while a call is out must find the flag down, so that it raises it again.
             self._wanted.clear()
             entry = self.instance
-            try:
-                alive = self.state is State.REGISTERED and await self._still_there()
-                if not alive:
-                    await self._register(entry)
-            except (aiohttp.ClientError, OSError) as error:
-                self._failed(_reason(error))
-            else:
-                self._failures, self.last_error = 0, None
-                if entry is self.instance:
-                    self._set(State.REGISTERED)
+            await self._attempt(entry)
             if entry is self.instance:
                 self._attempted.set()
-            await self._pause()
+            if not self._has_ended():
+                await self._pause()
 
-    async def _register(self, entry: Instance) -> None:
-        body = orjson.dumps(_body(entry, self._check))
-        status = await self._put("/v1/agent/service/register", body)
-        if status == 200 and self._heartbeats:
-            # Registering again does not lift a check that was critical.
-            status = await self._put(f"/v1/agent/check/pass/{_quoted(self._check['CheckID'])}")
-        if status != 200:
-            raise aiohttp.ClientError(f"status {status}")
-
-    async def _still_there(self) -> bool:
-        """A heartbeat, or a look when the registry does the checking. False when the registry forgot us."""
-        if self._heartbeats:
-            status = await self._put(f"/v1/agent/check/pass/{_quoted(self._check['CheckID'])}")
+    async def _attempt(self, entry: Instance) -> None:
+        beating = self.state is State.REGISTERED
+        try:
+            async with asyncio.timeout(max(0.2, min(self._timeout, self._registrar.interval))):
+                if not (beating and await self._registrar.beat(entry)):
+                    if beating:
+                        self._missed(f"the registry does not know {entry.id}")
+                    await self._registrar.register(entry)
+        except Exception as error:  # a registrar that fails in a way of its own must not end the beats
+            if beating:
+                self._missed(_reason(error))
+            self._failed(_reason(error))
         else:
-            assert self._session is not None
-            path = f"{self._url}/v1/agent/service/{_quoted(self.instance.id)}"
-            async with self._session.get(_exact(path)) as response:
-                status = response.status
-        if status != 200:
-            _log.info("%s does not know %s (status %s)", self._url, self.instance.id, status)
-        return status == 200
+            if self._failures:
+                _log.info("%s: %s is registered", self.kind, entry.id)
+            self._failures, self.last_error = 0, None
+            if entry is self.instance:
+                self._set(State.REGISTERED)
 
-    async def _put(self, path: str, body: bytes = b"") -> int:
-        assert self._session is not None
-        async with self._session.put(_exact(self._url + path), data=body) as response:
-            await response.read()
-            return response.status
+    def _missed(self, reason: str) -> None:
+        self.beats_failed += 1
+        _log.info("%s: the entry was not kept: %s", self.kind, reason)
 
     async def _pause(self) -> None:
-        """Until the next heartbeat or attempt is due, or the entry is to say something else."""
+        """Until the next beat or attempt is due, or the entry is to say something else."""
         if self._failures:
-            delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(self._failures - 1, 16))
-            delay *= self._random.uniform(0.5, 1.0)
+            delay = _backoff(self._failures, self._random)
         else:
-            delay = self._interval * self._random.uniform(0.8, 1.0)
+            delay = self._registrar.interval * self._random.uniform(0.8, 1.0)
         timer = asyncio.ensure_future(self._sleep(delay))
         wanted = asyncio.ensure_future(self._wanted.wait())
         try:
@@ -209,54 +188,60 @@ class Registration:
 
     def _failed(self, reason: str) -> None:
         if self.last_error is None:
-            _log.warning("%s: cannot register %s: %s; trying on", self._url, self.instance.id, reason)
+            _log.warning("%s: cannot register %s: %s; trying on", self.kind, self.instance.id, reason)
         self._failures += 1
         self.last_error = reason
         self._set(State.UNKNOWN)
 
+    async def _end(self, patience: float) -> None:
+        """End the beats; a call that is out has so many seconds to finish."""
+        task = self._task
+        assert task is not None
+        self._set(State.ENDED)
+        self._wanted.set()
+        await asyncio.wait({task}, timeout=patience)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        self._attempted.set()
+
+    async def _remove(self, deadline: float) -> bool:
+        kind, entry = self._registrar.kind, self.instance
+        reason = ""
+        try:
+            async with asyncio.timeout_at(deadline):
+                for attempt in range(1, LAST_ATTEMPTS + 1):
+                    try:
+                        await self._registrar.deregister(entry)
+                        return True
+                    except Exception as error:
+                        reason = _reason(error)
+                    if attempt < LAST_ATTEMPTS:
+                        await self._sleep(_backoff(attempt, self._random))
+        except TimeoutError:
+            reason = reason or "no answer in time"
+        _log.warning("%s: cannot deregister %s: %s; it ends by its time to live", kind, entry.id, reason)
+        return False
+
     def _set(self, state: State) -> None:
-        self.state = state
+        # What has ended stays so, whatever a call that was out still brings.
+        if self.state is not State.ENDED and state is not self.state:
+            self.state = state
+            self.on_change()
+
+    def _has_ended(self) -> bool:
+        return self.state is State.ENDED
 
     def _is_registered(self) -> bool:
         return self.state is State.REGISTERED
 
 
-def _check(instance_id: str, ttl: float, http_check: str | None, deregister_after: float) -> dict[str, Any]:
-    check: dict[str, Any] = {
-        "CheckID": f"service:{instance_id}",
-        "DeregisterCriticalServiceAfter": _go_duration(deregister_after),
-    }
-    if http_check is None:
-        return check | {"TTL": _go_duration(ttl), "Status": "passing"}
-    interval = _go_duration(ttl / HEARTBEATS_PER_TTL)
-    return check | {"HTTP": http_check, "Interval": interval, "Timeout": interval}
-
-
-def _body(instance: Instance, check: dict[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "ID": instance.id,
-        "Name": instance.service,
-        "Meta": metadata_of(instance),
-        # Consul's own weights begin at 1, so the exact one is in Meta too.
-        "Weights": {"Passing": max(1, instance.weight), "Warning": max(1, instance.weight)},
-        "Check": check,
-    }
-    if instance.path:
-        return body | {"SocketPath": instance.path}
-    return body | {"Address": instance.host, "Port": instance.port}
-
-
-def _go_duration(seconds: float) -> str:
-    return f"{max(1, round(seconds * 1000))}ms"
-
-
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
-
-
-def _exact(url: str) -> URL:
-    return URL(url, encoded=True)
+def _backoff(failures: int, rng: random.Random) -> float:
+    delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(failures - 1, 16))
+    return delay * rng.uniform(0.5, 1.0)
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
     return str(error) or type(error).__name__

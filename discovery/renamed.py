@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from discovery.model import Instance, Update, Watcher
+from discovery.registrar import Registrar
 
 
 class Renamed:
@@ -29,6 +30,35 @@ class Renamed:
         finally:
             if (close := getattr(stream, "aclose", None)) is not None:
                 await close()
+
+
+class RenamedRegistrar:
+    """A registrar that enters services under the names that they have there."""
+
+    def __init__(self, registrar: Registrar, names: Mapping[str, str]) -> None:
+        self.kind = registrar.kind
+        self.interval = registrar.interval
+        self._registrar = registrar
+        self._names = dict(names)
+
+    async def register(self, instance: Instance) -> None:
+        """As the registrar itself."""
+        await self._registrar.register(self._there(instance))
+
+    async def beat(self, instance: Instance) -> bool:
+        """As the registrar itself."""
+        return await self._registrar.beat(self._there(instance))
+
+    async def deregister(self, instance: Instance) -> None:
+        """As the registrar itself."""
+        await self._registrar.deregister(self._there(instance))
+
+    async def close(self) -> None:
+        """As the registrar itself."""
+        await self._registrar.close()
+
+    def _there(self, instance: Instance) -> Instance:
+        return replace(instance, service=self._names.get(instance.service, instance.service))
 
 
 def _under(service: str, instances: tuple[Instance, ...] | None) -> tuple[Instance, ...] | None:
