@@ -41,6 +41,7 @@ def sections(config: object) -> list[Problem]:
     found: list[tuple[Path, object, Check]] = [(("admin",), _get(config, "admin"), admin)]
     found += [(("registry", n), section, registry) for n, section in enumerate(_registries(config))]
     found += [((*path, "sticky"), _get(service, "sticky"), sticky) for path, service in services]
+    found += [((*path, "health"), _get(service, "health"), health) for path, service in services]
     found += [((*path, "websocket"), _get(service, "websocket"), websocket) for path, service in services]
     found += [((*path, "match"), _get(route, "match"), match) for path, route in routes]
     found += [(path, route, split) for path, route in routes]
@@ -59,6 +60,17 @@ def sticky(section: object) -> Iterator[Problem]:
     by = _get(section, "by")
     if by in ("cookie", "header", "query") and _get(section, "name") is None:
         yield ("name",), f"sticky by {by} needs a name"
+
+
+def health(section: object) -> Iterator[Problem]:
+    """Of `services.*.health`."""
+    dead, unhealthy = _get(section, "dead"), _get(section, "unhealthy") or 2
+    if isinstance(dead, int) and isinstance(unhealthy, int) and 0 < dead < unhealthy:
+        yield ("dead",), f"must be 0 or at least unhealthy ({unhealthy})"
+    kind = _get(section, "kind") or "http"
+    for key in ("status", "body"):
+        if kind in ("tcp", "websocket") and _get(section, key) not in (None, ("200-399",)):
+            yield (key,), f"says nothing to a check of the kind {kind}"
 
 
 def websocket(section: object) -> Iterator[Problem]:

@@ -141,6 +141,9 @@ Regex = Annotated[str, AfterValidator(_compiles)]
 HashKey = Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME or query:NAME")]
 Url = Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")]
 DnsName = Annotated[str, _checked(_DNS_NAME, "a domain name such as service.consul")]
+StatusRange = Annotated[
+    str, _checked(re.compile(r"[1-5](xx|\d\d(-[1-5]\d\d)?)"), "a status such as 200, 2xx or 200-399")
+]
 Network = Annotated[str, AfterValidator(_network)]
 Upstream = Annotated[Address, AfterValidator(_reachable)]
 RetryOn = Annotated[Literal["connect", "reset", 502, 503, 504], BeforeValidator(_status_code)]

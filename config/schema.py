@@ -30,6 +30,7 @@ from config.forms import (
     PositiveSize,
     Regex,
     Secret,
+    StatusRange,
     Target,
     Token,
     Upstream,
@@ -228,11 +229,28 @@ class Drain(Model):
     """Closes of tunnels are spread uniformly over this time."""
 
 
-class Health(Model):
-    """Active HTTP health check of every instance."""
+class HealthKind(StrEnum):
+    """What an active check does."""
 
+    HTTP = "http"
+    TCP = "tcp"
+    WEBSOCKET = "websocket"
+
+
+class Health(Model):
+    """Active check of every instance."""
+
+    kind: HealthKind = HealthKind.HTTP
+    """`http`: a GET that must be answered as wanted; `websocket`: a handshake that must succeed; `tcp`: a
+    connection that must open."""
     path: Target = "/"
-    """Request target; 2xx and 3xx are healthy."""
+    """Request target of `http` and `websocket`."""
+    host: Host | None = None
+    """Its Host; the instance's address when absent."""
+    status: Annotated[tuple[StatusRange, ...], ONE_OR_MANY] = ("200-399",)
+    """Statuses that are healthy for `http`: `200`, `2xx` or `200-399`."""
+    body: str | None = None
+    """Text that the first 64 KiB of the answer's body must contain, for `http`."""
     interval: Positive = 2.0
     """Between checks of one instance."""
     timeout: Positive = 1.0
@@ -240,7 +258,30 @@ class Health(Model):
     healthy: Annotated[int, Field(ge=1)] = 2
     """Passes in a row until an unhealthy instance is used again; a new one needs one pass."""
     unhealthy: Annotated[int, Field(ge=1)] = 2
-    """Failures in a row until an instance is taken out."""
+    """Failures in a row until an instance gets nothing new; what it has it keeps."""
+    dead: Annotated[int, Field(ge=0)] = 0
+    """Checks in a row without any answer (refused, timed out) after which an instance counts as dead: its
+    tunnels leave at once. 0: only its registry and its connections tell that."""
+    startup: Duration = 0.0
+    """A new instance may fail for so long, and is checked four times as often, before it counts as
+    unhealthy."""
+
+    @model_validator(mode="after")
+    def _dead_after_unhealthy(self) -> Self:
+        return sound(self, checks.health(self))
+
+
+class SuccessRate(Model):
+    """Instances compared with each other: one that fails far more than its peers is ejected."""
+
+    interval: Positive = 10.0
+    """Requests are counted for so long, then judged."""
+    requests: Annotated[int, Field(ge=1)] = 100
+    """An instance with fewer requests in the interval is not judged."""
+    instances: Annotated[int, Field(ge=2)] = 5
+    """With fewer judged instances there is no comparison."""
+    deviation: Annotated[float, Field(gt=0)] = 1.9
+    """Ejected is who succeeds less often than the mean minus so many standard deviations."""
 
 
 class Outlier(Model):
@@ -248,8 +289,11 @@ class Outlier(Model):
 
     consecutive_failures: Annotated[int, Field(ge=1)] = 3
     """Connect failures, resets, timeouts and 502/503/504 in a row that eject an instance."""
+    success_rate: Annotated[SuccessRate | None, OR_SWITCH] = None
+    """Also compare instances with each other; `true` for the defaults."""
     base_ejection: Duration = 5.0
-    """Length of the first ejection; each further one is longer by this much."""
+    """Length of the first ejection; each further one is longer by this much, up to ten times. A time of good
+    behaviour six times as long makes up for one."""
     max_ejected: Share = 0.5
     """Never more than this share of a service's instances at once."""
 
@@ -324,6 +368,9 @@ class Service(Model):
     """Active check; absent: the registry is believed."""
     outlier: Annotated[Outlier | None, OR_NONE] = None
     """Passive ejection; absent: none."""
+    panic: Share = 0.0
+    """With fewer than this share of its instances ready, all are used that are not leaving and that the
+    registry does not call down: unhealthy and ejected ones rather than few or nobody. 0: never."""
     retry: Retry = Retry()
     """When a request may be sent to another instance."""
     timeout: UpstreamTimeout = UpstreamTimeout()

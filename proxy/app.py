@@ -187,8 +187,8 @@ class App:
         loop = asyncio.get_running_loop()
         plane = self._plane = Plane(loop, self.table, AccessLog(config.access_log.path))
         plane.configure(config)
-        self._checker = Checker(plane)
         self._drainer = Drainer(plane)
+        self._checker = Checker(plane, self._drainer.depart)
         inheritance = self._inheritance = Inheritance(predecessor)
         if predecessor is None:
             self.table.configure(config, plane.clock())
@@ -495,6 +495,7 @@ class App:
         plane.log.flush()
         plane.tick()
         self.table.expire(plane.clock())
+        self.table.compare(plane.clock())
         self._chore = plane.loop.call_later(_TICK, self._chores, now + _TICK)
 
 

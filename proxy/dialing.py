@@ -42,10 +42,15 @@ class NobodyError(Exception):
 
 def chosen_protocol(response: ResponseHead) -> bytes:
     """The subprotocol that an instance has chosen; empty for none."""
-    return _value(response, _PROTOCOL)
+    return field_value(response, _PROTOCOL)
 
 
-def _value(response: ResponseHead, name: bytes) -> bytes:
+def accept_for(key: bytes) -> bytes:
+    """What a server answers to a handshake's Sec-WebSocket-Key (RFC 6455 section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key + _GUID).digest())
+
+
+def field_value(response: ResponseHead, name: bytes) -> bytes:
     """A field of a response, by its name in lower case; empty when absent."""
     return next((value.strip() for field, value in response.fields if field.lower() == name), b"")
 
@@ -219,8 +224,7 @@ class Dialer:
     def _check(self, response: ResponseHead, head: RequestHead) -> None:
         """Whether an instance has accepted as the first did (RFC 6455 section 4.1). Raises `ProxyError`."""
         key = head.get(b"sec-websocket-key") or b""
-        accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
-        if response.status != 101 or _value(response, _ACCEPT) != accept:
+        if response.status != 101 or field_value(response, _ACCEPT) != accept_for(key):
             raise ProxyError(Reason.UPSTREAM_INVALID, f"answered the handshake with {response.status}")
-        if _value(response, _PROTOCOL) != self.protocol:
+        if field_value(response, _PROTOCOL) != self.protocol:
             raise ProxyError(Reason.UPSTREAM_INVALID, "chose another subprotocol")

@@ -90,6 +90,7 @@ class Endpoint:
     """One instance as the data plane sees it. Outlives registry updates that leave its address alone."""
 
     __slots__ = (
+        "available",
         "bytes_in",
         "bytes_out",
         "connections",
@@ -109,6 +110,7 @@ class Endpoint:
         "messages_out",
         "passes",
         "ready_at",
+        "silences",
         "slow_start",
         "state",
         "token",
@@ -129,6 +131,8 @@ class Endpoint:
         self.slow_start = slow_start
         self.state = State.STARTING
         """Owner: Table."""
+        self.available = False
+        """Whether the pool has it, so that something may start on it. Owner: Table."""
         self.ready_at = 0.0
         """Clock reading of the last change to READY. Owner: Table."""
         self.warm_at = 0.0
@@ -138,7 +142,8 @@ class Endpoint:
         """Ejections so far; each makes the next one longer. Owner: Table."""
         self.passes = 0
         self.fails = 0
-        """Active checks in a row. Owner: Table."""
+        self.silences = 0
+        """Active checks in a row; of the failed ones those without any answer. Owner: Table."""
         self.failures = 0
         """Failed exchanges in a row. Owner: leases."""
         self.inflight = 0
@@ -209,6 +214,7 @@ _SAVED = (
     "ejections",
     "passes",
     "fails",
+    "silences",
     "failures",
     "finished",
     "failed",

@@ -16,7 +16,7 @@ from proxy.body import BodyError, Decoder, encode_chunk, encode_last_chunk, make
 from proxy.choose import choose
 from proxy.copying import PlainTunnel
 from proxy.dialing import chosen_protocol
-from proxy.endpoint import Endpoint, Lease, State
+from proxy.endpoint import Endpoint, Lease
 from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
 from proxy.headers import Peer, forward_request, forward_response, prepare_to_move
@@ -63,7 +63,6 @@ class Phase(Enum):
 
 # Members as globals: looking one up on its class costs ten times as much, and these are on the hot path.
 _CONNECTING, _WAITING, _ANSWERING, _OVER = Phase
-_READY = State.READY
 
 
 class Exchange:
@@ -203,7 +202,7 @@ class Exchange:
             upstream.release()  # the client has gone meanwhile; somebody else may need it
             return
         self.downstream.unhold()
-        if endpoint.state is not _READY:
+        if not endpoint.available:
             # It left while we were connecting: nothing may start there any more, and nothing has.
             upstream.close()
             self._leave(failed=False)

@@ -230,7 +230,7 @@ def _why(
     balance = service.config.balance.value
     if endpoint is chosen:
         return "the client is bound to it" if endpoint is bound else f"chosen by {balance}"
-    if endpoint.state is not State.READY:
+    if endpoint.state is not State.READY and not endpoint.available:
         return _why_not_ready(table, endpoint, now)
     if endpoint.weight == 0:
         return "its weight is 0"

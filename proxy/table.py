@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from config.schema import Balance, Config, Service
+from config.schema import Balance, Config, Outlier, Service
 from discovery.model import Instance, Status, Update
 from proxy.balance import Balancer, make_balancer
 from proxy.endpoint import TRANSITIONS, Endpoint, Event, State, instance_from
 from proxy.keys import KeyOf, key_reader
 from proxy.limit import Limiter
 from proxy.metrics import Traffic, load_traffic, save_traffic
-from proxy.outlier import ejection_time, may_eject
+from proxy.outlier import ejection_time, may_eject, remembered, unlike_the_others
 from proxy.retry import Budget
 from proxy.route import CompiledRoute, Router, compile_routes
 from proxy.split import Split
@@ -84,7 +84,19 @@ class Pool:
 class ServiceState:
     """One service: its configuration, its endpoints by id, and the pool that the data plane reads."""
 
-    __slots__ = ("budget", "config", "endpoints", "key_of", "known", "name", "pool", "stickiness")
+    __slots__ = (
+        "budget",
+        "config",
+        "counted",
+        "endpoints",
+        "judged_at",
+        "key_of",
+        "known",
+        "name",
+        "panicking",
+        "pool",
+        "stickiness",
+    )
 
     def __init__(self, name: str, config: Service, stickiness: Stickiness | None) -> None:
         self.name = name
@@ -94,6 +106,11 @@ class ServiceState:
         self.known = False
         """Whether any source has said anything of this service yet."""
         self.pool = Pool((), config, None)
+        self.panicking = False
+        """Whether the pool has those that should not be used, because too few others are left."""
+        self.counted: dict[Endpoint, tuple[int, int]] = {}
+        self.judged_at = 0.0
+        """Requests and failures of each endpoint when they were compared last, and when that was."""
         self.budget = Budget(config.retry.budget)
         self.key_of = _key_of(config)
         """Reads what the balancer hashes; None for balancers that do not hash."""
@@ -263,12 +280,25 @@ class Table:
 
     # -- what health checks and traffic say ----------------------------------------------------------------
 
-    def health(self, endpoint: Endpoint, passed: bool, now: float, detail: str = "") -> None:
-        """Record one active check. A new instance needs one pass; thresholds hold for changes after that."""
+    def health(
+        self,
+        endpoint: Endpoint,
+        passed: bool,
+        now: float,
+        detail: str = "",
+        *,
+        silent: bool = False,
+        early: bool = False,
+    ) -> list[Departure]:
+        """Record one active check. A new instance needs one pass; thresholds hold for changes after that.
+
+        `silent`: nothing answered, not even with a refusal. `early`: the instance may still be starting.
+        """
         state = self.services.get(endpoint.instance.service)
         if state is None or state.config.health is None or endpoint.state is State.GONE:
-            return
+            return []
         config = state.config.health
+        endpoint.silences = endpoint.silences + 1 if silent else 0
         if passed:
             endpoint.passes, endpoint.fails = endpoint.passes + 1, 0
             enough = endpoint.passes >= config.healthy or endpoint.state is State.STARTING
@@ -276,19 +306,48 @@ class Table:
                 self._publish(state, now)
         else:
             endpoint.passes, endpoint.fails = 0, endpoint.fails + 1
-            enough = endpoint.fails >= config.unhealthy or endpoint.state is State.STARTING
+            starting = endpoint.state is State.STARTING
+            enough = not early if starting else endpoint.fails >= config.unhealthy
             if enough and self._fire(endpoint, Event.FAIL, detail=detail):
                 self._publish(state, now)
+            if config.dead and endpoint.silences == config.dead and not starting:
+                self._tell("instance_dead", endpoint, detail=detail)
+                return [Departure(endpoint, Cause.DEAD)]
+        return []
 
     def failed(self, endpoint: Endpoint, now: float) -> None:
         """Look at an endpoint whose exchange has just failed, and eject it when its service says so."""
         state = self.services.get(endpoint.instance.service)
         if state is None or state.config.outlier is None or endpoint.state is not State.READY:
             return
-        config = state.config.outlier
+        if endpoint.failures >= state.config.outlier.consecutive_failures:
+            self._eject_by_traffic(state, state.config.outlier, endpoint, now, "outlier")
+
+    def _eject_by_traffic(
+        self, state: ServiceState, config: Outlier, endpoint: Endpoint, now: float, by: str
+    ) -> None:
         out = sum(e.state is State.EJECTED for e in state.endpoints.values())
-        if endpoint.failures >= config.consecutive_failures and may_eject(config, out, len(state.endpoints)):
-            self._eject(state, endpoint, ejection_time(config, endpoint.ejections), now, "outlier")
+        if may_eject(config, out, len(state.endpoints)):
+            endpoint.ejections = remembered(config, endpoint.ejections, now - endpoint.ejected_until)
+            self._eject(state, endpoint, ejection_time(config, endpoint.ejections), now, by)
+
+    def compare(self, now: float) -> None:
+        """Eject those that fail far more than their peers; to be called about once a second."""
+        for state in self.services.values():
+            outlier = state.config.outlier
+            if outlier is None or outlier.success_rate is None:
+                continue
+            if now - state.judged_at < outlier.success_rate.interval:
+                continue
+            before, state.judged_at = state.counted, now
+            state.counted = {e: (e.finished, e.failed) for e in state.endpoints.values()}
+            counts = {
+                endpoint: (finished - before[endpoint][0], failed - before[endpoint][1])
+                for endpoint, (finished, failed) in state.counted.items()
+                if endpoint in before and endpoint.state is State.READY
+            }
+            for endpoint in unlike_the_others(outlier.success_rate, counts):
+                self._eject_by_traffic(state, outlier, endpoint, now, "success_rate")
 
     def expire(self, now: float) -> float | None:
         """Let those back whose ejection is over. Returns when the next one is, or None."""
@@ -488,14 +547,34 @@ class Table:
     def _publish(self, state: ServiceState, now: float) -> None:
         ready = [e for e in state.endpoints.values() if e.state is State.READY and e.weight > 0]
         primaries = [e for e in ready if not e.instance.backup]
-        chosen = tuple(primaries or ready)
+        chosen = tuple(self._everybody(state, ready) or primaries or ready)
         for endpoint in _newcomers(chosen, state.pool.ready):
             endpoint.ready_at = now
             endpoint.warm_at = now + endpoint.slow_start
+        for endpoint in state.pool.ready:
+            endpoint.available = False
+        for endpoint in chosen:
+            endpoint.available = True
         state.pool = Pool(chosen, state.config, state.pool)
+
+    def _everybody(self, state: ServiceState, ready: Sequence[Endpoint]) -> list[Endpoint]:
+        """All that may be alive, when too few are ready for what the service says of panic; else nobody."""
+        alive: list[Endpoint] = []
+        if state.config.panic:
+            alive = [e for e in state.endpoints.values() if e.state in _MAYBE_ALIVE and e.weight > 0]
+            alive = [e for e in alive if e.instance.status is not Status.DOWN]
+        panicking = len(ready) < state.config.panic * len(alive)
+        if panicking is not state.panicking:
+            state.panicking = panicking
+            facts = {"ready": len(ready), "used": len(alive) if panicking else len(ready)}
+            self._emit("panic_began" if panicking else "panic_ended", service=state.name, **facts)
+        return alive if panicking else []
 
     def _tell(self, kind: str, endpoint: Endpoint, **facts: object) -> None:
         self._emit(kind, service=endpoint.instance.service, instance=endpoint.instance.id, **facts)
+
+
+_MAYBE_ALIVE = (State.READY, State.UNHEALTHY, State.EJECTED)
 
 
 def _newcomers(chosen: Sequence[Endpoint], former: Sequence[Endpoint]) -> list[Endpoint]:

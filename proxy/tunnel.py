@@ -150,7 +150,7 @@ class Tunnel(ABC):
         plane.counters.tunnels_open += 1
         plane.counters.tunnels_total += 1
         self.look(plane.clock())
-        if self.endpoint.state is not State.READY:
+        if self.endpoint.state is not State.READY and not self.endpoint.available:
             plane.on_late_tunnel(self)
 
     def look(self, now: float) -> None:

@@ -10,12 +10,10 @@ import asyncio
 import socket
 from typing import Protocol, cast
 
-from proxy.endpoint import Endpoint, State
+from proxy.endpoint import Endpoint
 from proxy.errors import Reason
 from proxy.plane import Plane
 from proxy.timers import NEVER
-
-_READY = State.READY  # as a global: looking it up on its class costs ten times as much
 
 
 class Carried(Protocol):
@@ -105,7 +103,7 @@ class Upstream(asyncio.Protocol):
         endpoint = self.endpoint
         service = self._plane.table.services.get(endpoint.instance.service)
         if (
-            endpoint.state is not _READY
+            not endpoint.available
             or service is None
             or len(endpoint.idle) >= service.config.pool.idle
             or self.transport.is_closing()

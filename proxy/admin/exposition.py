@@ -83,6 +83,7 @@ class Snapshot:
     lag: Buckets
     pauses: Buckets
     traffic: list[_Traffic]
+    panicking: list[tuple[str, bool]]
     instances: list[_Instance]
     sources: list[tuple[tuple[str, str], float, int]]
     evictions: list[tuple[tuple[str, str], Buckets]]
@@ -114,6 +115,7 @@ def read(control: Control) -> Snapshot:
         lag=_copied(counters.loop_lag),
         pauses=_copied(counters.move_pauses),
         traffic=_read_traffic(plane.table),
+        panicking=[(state.name, state.panicking) for state in plane.table.services.values()],
         instances=_read_instances(plane.table),
         sources=[((registry_name(s), s.kind), s.staleness(now), s.held) for s in control.sources],
         evictions=[(key, _copied(histogram)) for key, histogram in counters.evictions.items()],
@@ -173,6 +175,12 @@ class _Families(Collector):
         snapshot = self._snapshot
         yield from _process(snapshot)
         yield from _traffic(snapshot.traffic)
+        panicking = GaugeMetricFamily(
+            "holdfast_service_panicking", "Whether all instances are used, ready or not.", labels=("service",)
+        )
+        for service, value in snapshot.panicking:
+            panicking.add_metric((service,), float(value))
+        yield panicking
         yield from _instances(snapshot.instances)
         yield from _discovery(snapshot)
         yield from _PROCESS.collect()

@@ -212,6 +212,18 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
             "3:34: services.a.sticky.name: 'a;b' is not a name that HTTP allows (RFC 9110 section 5.6.2)",
         ),
         (
+            service("{health: {dead: 1}}"),
+            "3:22: services.a.health.dead: must be 0 or at least unhealthy (2)",
+        ),
+        (
+            service("{health: {kind: tcp, body: x}}"),
+            "3:33: services.a.health.body: says nothing to a check of the kind tcp",
+        ),
+        (
+            service("{health: {status: [200, 99]}}"),
+            "3:30: services.a.health.status[1]: '99' is not a status such as 200, 2xx or 200-399",
+        ),
+        (
             service("{outlier: {max_ejected: 120%}}"),
             "3:30: services.a.outlier.max_ejected: '120%' is not a share; write it as 20% or 0.2",
         ),

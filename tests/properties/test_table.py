@@ -24,8 +24,8 @@ instances = st.builds(
 )
 
 
-def config(checked: bool, outlier: bool = True) -> Config:
-    service: dict[str, object] = {"outlier": {"consecutive_failures": 2} if outlier else None}
+def config(checked: bool, outlier: bool = True, panic: float = 0.0) -> Config:
+    service: dict[str, object] = {"panic": panic, "outlier": {"consecutive_failures": 2} if outlier else None}
     service["health"] = {"healthy": 2, "unhealthy": 2} if checked else None
     return Config.model_validate(
         {"services": {"s": service}, "routes": [{"match": {"path": "/"}, "service": "s"}]}
@@ -67,10 +67,10 @@ class TableModel(RuleBasedStateMachine):
         assert self.table.services["s"].pool is pool
         assert len(self.events) == events
 
-    @rule(checked=st.booleans(), outlier=st.booleans())
-    def reload(self, checked: bool, outlier: bool) -> None:
+    @rule(checked=st.booleans(), outlier=st.booleans(), panic=st.sampled_from((0.0, 0.5, 1.0)))
+    def reload(self, checked: bool, outlier: bool, panic: float) -> None:
         before = dict(self.endpoints)
-        self.table.configure(config(checked, outlier), self.now)
+        self.table.configure(config(checked, outlier, panic), self.now)
         assert self.endpoints == before
 
     @rule(id=ids, passed=st.booleans())
@@ -118,9 +118,15 @@ class TableModel(RuleBasedStateMachine):
     @invariant()
     def only_who_may_be_given_work_is_in_the_pool(self) -> None:
         pool = self.table.services["s"].pool
-        assert set(pool.ready) == {
-            e for e in self.endpoints.values() if e.state is State.READY and e.weight > 0
-        }
+        weighted = [e for e in self.endpoints.values() if e.weight > 0]
+        wanted = [e for e in weighted if e.state is State.READY]
+        maybe_alive = (State.READY, State.UNHEALTHY, State.EJECTED)
+        alive = [e for e in weighted if e.state in maybe_alive and e.instance.status is not Status.DOWN]
+        state = self.table.services["s"]
+        assert state.panicking is (len(wanted) < state.config.panic * len(alive))
+        assert set(pool.ready) == set(alive if state.panicking else wanted)
+        assert {e for e in self.endpoints.values() if e.available} == set(pool.ready)
+        assert not any(e.available for e in self.gone)
         assert pool.versions == {e.instance.version for e in pool.ready}
 
     @invariant()

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from config.schema import Outlier, SuccessRate
 from discovery.model import Instance, Status, Update
 from proxy.endpoint import State
-from proxy.outlier import ejection_time, may_eject
+from proxy.outlier import ejection_time, may_eject, remembered, unlike_the_others
 from proxy.table import Cause, UnknownName
 
 CHECKED = {"health": {"healthy": 2, "unhealthy": 3}}
@@ -183,3 +184,74 @@ async def test_weight_zero_gets_nothing_and_leases_end_once(stage):
     assert (endpoint.failures, endpoint.latency) == (0, 0.5)
     endpoint.enter(2.0).exit(12.0, failed=False, latency=0.1)
     assert endpoint.latency == pytest.approx(0.1 + 0.4 * 0.36788, rel=1e-3)
+
+
+PANIC = CHECKED | {"panic": "50%"}
+
+
+async def test_below_the_panic_share_everybody_who_may_be_alive_is_used(stage):
+    stage.configure(PANIC)
+    stage.apply(*(instance(id) for id in "abcd"), instance("e", status=Status.DOWN))
+    table, endpoints = stage.table, stage.table.services["s"].endpoints
+    for id in "abcd":
+        table.health(endpoints[id], True, 0.0)
+    for id in "ab":
+        for _ in range(3):
+            table.health(endpoints[id], False, 0.0)
+    assert ready(stage) == {"c", "d"}
+    table.eject("s", "c", 10.0, 0.0)
+    assert ready(stage) == {"a", "b", "c", "d"}
+    assert [e.available for e in endpoints.values()] == [True] * 4 + [False]
+    table.drain("s", "a", 0.0)
+    assert ready(stage) == {"b", "c", "d"}
+    table.expire(11.0)
+    assert ready(stage) == {"c", "d"}
+    kinds = [(kind, facts["ready"], facts["used"]) for kind, facts in stage.events if "panic" in kind]
+    assert kinds == [("panic_began", 1, 4), ("panic_ended", 2, 2)]
+
+
+async def test_without_a_panic_share_nobody_is_better_than_somebody_unhealthy(stage):
+    stage.configure(CHECKED)
+    stage.apply(instance("a"))
+    stage.table.health(stage.endpoint(), False, 0.0)
+    assert ready(stage) == set()
+
+
+async def test_an_ejection_is_made_up_for_by_good_behaviour(stage):
+    config = stage.table.services["s"].config.outlier or Outlier()
+    assert [remembered(config, 3, seconds) for seconds in (0.0, 29.9, 30.0, 60.0, 1e6)] == [3, 3, 2, 1, 0]
+
+
+def rates(**failures: int) -> dict[str, tuple[int, int]]:
+    return {name: (100, failed) for name, failed in failures.items()}
+
+
+async def test_who_fails_far_more_than_the_others_is_unlike_them():
+    config = SuccessRate(requests=100, instances=5)
+    assert unlike_the_others(config, rates(a=1, b=0, c=2, d=1, e=40, f=0)) == ["e"]
+    assert unlike_the_others(config, rates(a=40, b=41, c=39, d=40, e=42)) == []
+    assert unlike_the_others(config, rates(a=0, b=0, c=0, d=100)) == []
+    few = rates(a=1, b=0, c=2, d=1, f=0) | {"e": (99, 99)}
+    assert unlike_the_others(config, few) == []
+    assert unlike_the_others(SuccessRate(requests=1, instances=2, deviation=0.5), rates(a=9, b=0, c=5)) == [
+        "a"
+    ]
+
+
+async def test_an_instance_that_fails_far_more_than_its_peers_is_ejected_at_the_end_of_the_interval(stage):
+    stage.configure(
+        {"outlier": {"consecutive_failures": 1000, "success_rate": {"requests": 10, "interval": "10s"}}}
+    )
+    stage.apply(*(instance(id) for id in "abcdef"))
+    table, endpoints = stage.table, stage.table.services["s"].endpoints
+    table.compare(100.0)
+    for id, endpoint in endpoints.items():
+        for number in range(20):
+            endpoint.enter(100.0).exit(100.0, failed=id == "c" and number % 2 == 0, latency=0.001)
+    table.compare(105.0)
+    assert ready(stage) == set("abcdef")
+    table.compare(110.0)
+    assert ready(stage) == set("abdef")
+    assert endpoints["c"].ejected_until == 115.0
+    table.compare(120.0)
+    assert ready(stage) == set("abdef")
