@@ -1,0 +1,77 @@
+"""One backend of each kind for the whole file, in the loop of the file; a service of its own for each test."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from discovery.model import Instance
+from tests.contract.backend import Ability, Backend, Missing
+
+_NOT_BACKENDS = {"backend", "conftest", "server", "world"}
+
+
+def _backends() -> list[type[Backend]]:
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+    modules = [
+        importlib.import_module(f"tests.contract.{name}")
+        for name in names
+        if name not in _NOT_BACKENDS and not name.startswith("test_")
+    ]
+    return [backend for module in modules for backend in module.BACKENDS]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*abilities): what a registry must be able to do for this test")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=_backends(), ids=lambda kind: kind.name)
+async def backend(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Backend]:
+    kind: type[Backend] = request.param
+    found = kind(tmp_path_factory.mktemp(kind.name))
+    try:
+        try:
+            await found.start()
+        except Missing as missing:
+            pytest.skip(f"{kind.name}: {missing}")
+        yield found
+    finally:
+        await found.stop()
+
+
+@pytest.fixture(autouse=True)
+def _able(request: pytest.FixtureRequest) -> None:
+    """Skips what a registry cannot, with its reason: `@pytest.mark.needs(Ability.CRASH)`."""
+    for mark in request.node.iter_markers("needs"):
+        kind: type[Backend] = request.node.callspec.params["backend"]
+        for ability in mark.args:
+            assert isinstance(ability, Ability)
+            if ability in kind.lacks:
+                pytest.skip(f"{kind.name} has no {ability.name}: {kind.lacks[ability]}")
+
+
+_number = itertools.count(1)
+
+
+@pytest.fixture
+def service() -> str:
+    """A name that no other test has."""
+    return f"chat{next(_number)}"
+
+
+@pytest.fixture
+def make(service: str) -> Callable[..., Instance]:
+    """`make(3)`: an instance of this test's service with an id and an address of its own."""
+
+    def make(number: int, id: str | None = None, **facts: object) -> Instance:
+        host = f"127.1.{number // 250}.{1 + number % 250}"
+        return Instance(service, id or f"{service}-{number}", host, 7000, **facts)  # type: ignore[arg-type]
+
+    return make
