@@ -1,7 +1,7 @@
-"""What the contract suite asks of a registry: a server that can be hurt, instances that come and go, a watcher.
+"""What the contract suite asks of a registry: a server that can be hurt, instances to put in, a watcher.
 
-Each file of this folder with a tuple `BACKENDS` takes part. A backend lives as long as the tests of its kind, in
-one event loop; services are named anew for each test, so nothing has to be cleaned up in between.
+Each file of this folder with a tuple `BACKENDS` takes part. A backend lives as long as the tests of its
+kind, in one event loop; services and ids are new in each test, so nothing has to be cleaned up in between.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Backend(ABC):
 
 
 class RegistrarBackend(Backend):
-    """A registry in which the product can register: instances are entered by its registrars and kept alive."""
+    """A registry in which the product can register: its registrars enter instances and keep them."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -146,7 +146,7 @@ class RegistrarBackend(Backend):
     async def registered(self) -> None:
         """Waits until every entry is where it should be, as after a restart of the server."""
         async with asyncio.timeout(self.patience):
-            while any(entry.state is not State.REGISTERED for entry in self._entries.values()):
+            while any(e.state is not State.REGISTERED for e in self._entries.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def leave(self) -> None:
@@ -157,7 +157,7 @@ class RegistrarBackend(Backend):
 
 
 async def in_parallel(make: Callable[[], Registrar], instances: Sequence[Instance], width: int = 20) -> None:
-    """Registers many with a few registrars at a time. Nobody keeps the entries: they end by their own time."""
+    """Registers many by `width` registrars at a time. Nobody keeps the entries: they end by their own time."""
 
     async def enter(mine: Sequence[Instance]) -> None:
         registrar = make()
