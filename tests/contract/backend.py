@@ -157,7 +157,7 @@ class RegistrarBackend(Backend):
 
 
 async def in_parallel(make: Callable[[], Registrar], instances: Sequence[Instance], width: int = 20) -> None:
-    """Registers many by `width` registrars at a time. Nobody keeps the entries: they end by their own time."""
+    """Registers many by `width` registrars at a time. Nobody keeps the entries alive."""
 
     async def enter(mine: Sequence[Instance]) -> None:
         registrar = make()

@@ -1,4 +1,4 @@
-"""One backend of each kind for the whole file, in the loop of the file; each test has a service of its own."""
+"""One backend of each kind for the whole file, in one loop; each test has a service of its own."""
 
 from __future__ import annotations
 

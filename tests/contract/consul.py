@@ -28,7 +28,7 @@ class Agent:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.data = folder / "data"
-        self.http, self.dns, *ports = free_ports(6)
+        self.http, self.dns, *ports = free_ports(5)
         names = ("server", "serf_lan", "serf_wan")
         self.url = f"http://127.0.0.1:{self.http}"
         self.options: dict[str, Any] = {
@@ -42,7 +42,7 @@ class Agent:
                 "http": self.http,
                 "dns": self.dns,
                 "grpc": -1,
-                **dict(zip(names, ports, strict=False)),
+                **dict(zip(names, ports, strict=True)),
             },
             "performance": {"raft_multiplier": 1},
             "limits": {"http_max_conns_per_client": 1000},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from config.schema import Address
 from discovery.consul import ConsulWatcher
@@ -23,7 +24,7 @@ class Remote(RegistrarBackend):
     name = "embedded-remote"
     keeps = True
     """Whether on disk."""
-    lacks = {Ability.FREEZE: "it would freeze the tests too; a frozen agent is tried with Consul"}
+    lacks: ClassVar = {Ability.FREEZE: "it would freeze the tests too; a frozen agent is tried with Consul"}
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -73,7 +74,7 @@ class InMemory(Remote):
 
     name = "embedded"
     keeps = False
-    lacks = {
+    lacks: ClassVar = {
         Ability.KILL: _SAME_PROCESS,
         Ability.FREEZE: _SAME_PROCESS,
         Ability.EMPTY: "each change in memory is told by itself",

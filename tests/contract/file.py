@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from discovery.file import FileWatcher
 from discovery.labels import metadata_of
@@ -16,7 +17,7 @@ class File(Backend):
     """The file is the registry; that it is away is that it cannot be read."""
 
     name = "file"
-    lacks = {
+    lacks: ClassVar = {
         Ability.CRASH: "nobody looks after an instance in a file",
         Ability.FREEZE: "there is no server",
     }

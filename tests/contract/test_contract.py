@@ -1,5 +1,8 @@
-"""What the proxy may rely on, whatever the registry: the same tests for all of them, against real servers where
-this machine has them. Each follows the registry by the real supervisor into a real table (see `world`)."""
+"""What the proxy may rely on, whatever the registry: the same tests for all of them.
+
+Servers are real ones where this machine has them. Each test follows the registry by the real supervisor into a
+real table (see `world`).
+"""
 
 from __future__ import annotations
 

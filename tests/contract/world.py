@@ -1,4 +1,4 @@
-"""A registry followed as the proxy does it: a real supervisor and a real table, without sockets for clients."""
+"""A registry followed as the proxy does it: by a real supervisor into a real table, without any clients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from proxy.endpoint import Endpoint, State
 from proxy.table import Departure, Table
 
 SPEED = 30.0
-"""All times of the supervisor are this much shorter than by default, so that a minute without a registry takes
-two seconds."""
+"""All times of the supervisor are this much shorter than by default, so that a minute without a registry
+takes two seconds."""
 GUARD = Guard(hold=30.0 / SPEED, repeat=5.0 / SPEED)
 MINUTE = 60.0 / SPEED
 
