@@ -17,7 +17,7 @@ from discovery.model import Watcher
 from discovery.registrar import Registrar
 from discovery.renamed import Renamed, RenamedRegistrar
 
-CanRegister = ConsulRegistry
+CanRegister = ConsulRegistry | EtcdRegistry
 """The kinds of registries in which an instance can enter itself; with an embedded one, by its URL."""
 
 
@@ -38,8 +38,11 @@ def _watcher(registry: RemoteRegistry) -> Watcher:
 
             return ConsulWatcher(
                 registry.address,
+                tls=registry.tls,
                 token=registry.token.get_secret_value() if registry.token else None,
                 datacenter=registry.datacenter,
+                stale=registry.stale,
+                tag=registry.tag,
                 wait=registry.wait,
             )
         case EtcdRegistry():
@@ -89,5 +92,9 @@ def _registrar(registry: CanRegister, ttl: float, check: str | None) -> Registra
                 tls=registry.tls,
                 tags=(registry.tag,) if registry.tag else (),
             )
+        case EtcdRegistry():
+            from discovery.etcd_registrar import EtcdRegistrar
+
+            return EtcdRegistrar(registry, ttl=ttl)
         case _:
             assert_never(registry)
