@@ -26,6 +26,9 @@ class Status(Enum):
     """Leaving (`draining=true`, maintenance): keeps what it has, gets nothing new."""
     DOWN = "down"
     """Its health check in the registry is critical: act as for a crash."""
+    DOUBTFUL = "doubtful"
+    """Used only while nobody else can be: the registry has lost it in a way that is not believed yet, or it
+    comes and goes. Only the guards of `discovery.belief` say so, no registry does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,16 @@ class Update:
     knows it and nothing is there. A registry that cannot answer yields no update but raises.
     `at` is the `time.monotonic` reading when the event arrived; eviction delay is measured from it.
     `source` is the kind of the registry that caused it, for the metrics' label.
+    `refused` are the entries that made no sense and were left out, each with the reason.
+    `behind` are the seconds that the answer may be old, as the registry itself says; 0: it is right.
     """
 
     service: str
     instances: tuple[Instance, ...] | None
     at: float
     source: str = ""
+    refused: tuple[str, ...] = ()
+    behind: float = 0.0
 
 
 class RegistryError(Exception):

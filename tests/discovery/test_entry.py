@@ -110,3 +110,34 @@ def test_an_id_that_two_nodes_use_is_made_unique() -> None:
 def test_garbage_is_a_registry_error(garbage: list[Any]) -> None:
     with pytest.raises(RegistryError, match="not a list of health entries"):
         instances_of("chat", garbage)
+
+
+def test_an_id_that_is_only_the_services_name_has_the_nodes_name_from_the_start() -> None:
+    """Consul gives it where none was stated: a second node must not rename the first one's instance."""
+    first, second = entry("chat"), entry("chat", Address="10.0.0.2")
+    second["Node"] = {"Node": "n2", "Address": "10.9.9.8"}
+    assert [i.id for i in instances_of("chat", [first])] == ["chat@n1"]
+    assert [i.id for i in instances_of("chat", [first, second])] == ["chat@n1", "chat@n2"]
+
+
+def test_one_entry_that_makes_no_sense_is_left_out_and_told() -> None:
+    for nonsense in (
+        7,
+        {},
+        {"Service": {"ID": 7}},
+        entry("b", Port="x"),
+        entry("b", Weights=3),
+        entry("b", Tags=5),
+        {**entry("b"), "Checks": [{}]},
+    ):
+        refused: list[str] = []
+        assert [i.id for i in instances_of("chat", [nonsense, entry("a")], refused)] == ["a"]
+        assert len(refused) == 1
+
+
+def test_a_warning_has_the_weight_that_was_stated_for_it() -> None:
+    stated = {"Weights": {"Passing": 10, "Warning": 3}}
+    assert weights(stated) == [10]
+    warned = entry(statuses=("passing", "warning"), **stated)
+    assert [i.weight for i in instances_of("chat", [warned])] == [3]
+    assert [i.weight for i in instances_of("chat", [entry(statuses=("warning",))])] == [DEFAULT_WEIGHT]
