@@ -295,10 +295,20 @@ class MovingTunnel(Tunnel, Port):
         self._ended = (code, side)
         self._stop_moving()
         if self._client is not None:
-            self._client.close()
+            self._part_from(self._client)
             self.alarm(self.plane.clock() + _LINGER)
         else:
             self._finish_books()
+
+    def _part_from(self, client: asyncio.Transport) -> None:
+        if client.is_closing() or not client.can_write_eof():
+            client.close()
+            return
+        # RFC 6455 7.1.1: closed while bytes wait unread, the connection would be reset, and the client might
+        # never read the Close.
+        self._holds = 0
+        client.resume_reading()
+        client.write_eof()
 
     def _drop_server(self) -> None:
         self._uncork()

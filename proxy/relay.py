@@ -108,6 +108,9 @@ class Relay:
             for cut in error.before:
                 self._from_client(cut, now)
             self.finish(CloseCode.PROTOCOL_ERROR, str(error), now)
+            if self.phase is not Phase.OVER:
+                # RFC 6455 7.1.7: nothing that follows is read, its answering Close included.
+                self._over(*self._farewell)
             return
         for cut in cuts:
             self._from_client(cut, now)

@@ -704,8 +704,10 @@ async def test_a_client_that_breaks_the_protocol_is_told_1002_behind_what_was_ri
     assert await server.exactly(len(fine)) == fine
     close = await client.exactly(2)
     assert judged(close + await client.exactly(close[1])) == ([], 1002)
-    client.send(encode_close(1002, "", MASK))
-    assert await client.ended()
+    # RFC 6455 7.1.7: what follows cannot be read, so no answer is waited for; and 7.1.1: no reset before it.
+    assert [tunnel.state for tunnel in live.plane.sessions] == ["over"]
+    client.send(bytes(1 << 20) + encode_close(1002, "", MASK))
+    assert await client.rest() == b""
 
 
 # -- deadlines ----------------------------------------------------------------------------------------------
