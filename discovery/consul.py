@@ -27,9 +27,9 @@ from discovery.entry import instances_of
 from discovery.model import RegistryError, Update
 from discovery.transport import ssl_context
 
-GRACE = 5.0
+GRACE = 8.0
 """Seconds beyond the longest wait until an agent that says nothing counts as frozen; also the time for an
-answer that need not wait."""
+answer that need not wait. While a leader is elected agents hold every question for up to 7."""
 WATCHES = 128
 """Services with a blocking query of their own. Agents drop connections above about 200 from one address."""
 LOOKS = 8

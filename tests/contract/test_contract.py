@@ -1,7 +1,7 @@
 """What the proxy may rely on, whatever the registry: the same tests for all of them.
 
-Servers are real ones where this machine has them. Each test follows the registry by the real supervisor into a
-real table (see `world`).
+Servers are real ones where this machine has them. Each test follows the registry by the real supervisor into
+a real table (see `world`).
 """
 
 from __future__ import annotations
@@ -193,19 +193,6 @@ async def test_a_registry_that_loses_everything_empties_nothing_that_is_alive(
         await backend.put(two)
         await world.until(lambda: world.source.held == 0)
         await world.until_ready(one, two)
-
-
-@needs(Ability.EMPTY)
-async def test_emptiness_is_believed_in_the_end(backend: Backend, service: str, make: Make) -> None:
-    one, two = make(1), make(2)
-    await backend.put(one)
-    await backend.put(two)
-    async with following([backend.watcher()], service, patience=backend.patience) as world:
-        await world.until_ready(one, two)
-        world.alive = {one.address, two.address}
-        await backend.forget()
-        await world.until(lambda: world.source.held == 2)
-        await world.until(lambda: not world.endpoints)
 
 
 @needs(Ability.KILL)

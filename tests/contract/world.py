@@ -16,9 +16,9 @@ from discovery.watch import Source, Supervisor
 from proxy.endpoint import Endpoint, State
 from proxy.table import Departure, Table
 
-SPEED = 30.0
+SPEED = 60.0
 """All times of the supervisor are this much shorter than by default, so that a minute without a registry
-takes two seconds."""
+takes a second."""
 GUARD = Guard(hold=30.0 / SPEED, repeat=5.0 / SPEED)
 MINUTE = 60.0 / SPEED
 
