@@ -106,6 +106,12 @@ def dns(section: object) -> Iterator[Problem]:
         yield ("ttl_max",), "is less than ttl_min"
 
 
+def kubernetes(section: object) -> Iterator[Problem]:
+    """Of a registry of the kind `kubernetes`."""
+    if _get(section, "token") is not None and _get(section, "token_file") is not None:
+        yield ("token_file",), "cannot be given together with token"
+
+
 def registry(section: object) -> Iterator[Problem]:
     """Of one registry."""
     yield from ((("tls", *path), text) for path, text in registry_tls(_get(section, "tls")))
@@ -114,6 +120,8 @@ def registry(section: object) -> Iterator[Problem]:
             yield from credentials(section)
         case "dns":
             yield from dns(section)
+        case "kubernetes":
+            yield from kubernetes(section)
         case _:
             pass
 

@@ -30,6 +30,9 @@ _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _DNS_NAME = re.compile(
     r"([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?)?"
 )  # RFC 1035 section 2.3.4, RFC 2782
+# RFC 1123 section 2.1, RFC 6335 section 5.1
+_SERVICE = r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})?(:[a-z0-9-]{1,15})?"
+_SERVICES = re.compile(rf"{_SERVICE}(,{_SERVICE})*")
 _HASH_ON = re.compile(r"ip|path|(header|cookie|query):[^\s:]+")
 _Section = TypeVar("_Section")
 _URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
@@ -140,6 +143,9 @@ Target = Annotated[str, _checked(re.compile(r"/[^\s#]*"), "a request target; it 
 Regex = Annotated[str, AfterValidator(_compiles)]
 HashKey = Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME or query:NAME")]
 Url = Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")]
+ServiceNames = Annotated[
+    str, _checked(_SERVICES, "NAME[.NAMESPACE][:PORT] of a Kubernetes Service, or several joined by commas")
+]
 DnsName = Annotated[str, _checked(_DNS_NAME, "a domain name such as service.consul")]
 StatusRange = Annotated[
     str, _checked(re.compile(r"[1-5](xx|\d\d(-[1-5]\d\d)?)"), "a status such as 200, 2xx or 200-399")

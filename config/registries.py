@@ -11,7 +11,18 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from config import checks
-from config.forms import ONE_OR_MANY, DnsName, Model, Name, Positive, Secret, Upstream, Url, sound
+from config.forms import (
+    ONE_OR_MANY,
+    DnsName,
+    Model,
+    Name,
+    Positive,
+    Secret,
+    ServiceNames,
+    Upstream,
+    Url,
+    sound,
+)
 from config.units import Address, Duration, Share
 
 
@@ -132,12 +143,16 @@ class NacosRegistry(Model):
 
 
 class KubernetesRegistry(Model):
-    """EndpointSlices of the Kubernetes API; by default that of the cluster the process runs in."""
+    """EndpointSlices of the Kubernetes API; by default that of the cluster the process runs in.
+
+    Labels of a Service without a prefix become metadata of its instances; `app.kubernetes.io/version` is the
+    `version` where there is no label of that name.
+    """
 
     kind: Literal["kubernetes"]
     """`kubernetes`."""
     address: Url | None = None
-    """Base URL of the API server; in a cluster found by itself."""
+    """Base URL of the API server; in a cluster found by itself. With it nothing is taken from the pod."""
     tls: RegistryTLS = RegistryTLS()
     """Certificates; in a cluster `ca` is the service account's."""
     token: Secret | None = None
@@ -148,8 +163,15 @@ class KubernetesRegistry(Model):
     """Namespace of the services; in a cluster the process's own when absent, else `default`."""
     port: str | None = None
     """Name or number of the endpoints' port; needed only where a service has several."""
-    names: dict[Name, Name] = Field(default_factory=dict)
-    """Services that are called otherwise there: name here to `NAME` or `NAME.NAMESPACE` there."""
+    wait: Positive = 120.0
+    """How long one watch may last; a frozen API server is noticed so much later, and 10 s."""
+    names: dict[Name, ServiceNames] = Field(default_factory=dict)
+    """Services that are called otherwise there: name here to `NAME[.NAMESPACE][:PORT]` there. Several, joined
+    by commas, are one service here, as one Service for each version."""
+
+    @model_validator(mode="after")
+    def _token(self) -> Self:
+        return sound(self, checks.kubernetes(self))
 
 
 class DnsRecord(StrEnum):
