@@ -92,8 +92,11 @@ class Belief:
         self._origin = _Origin.REGISTRY
         return True
 
-    def answer(self, instances: Instances, at: float) -> tuple[Instance, ...]:
-        """Takes the registry's answer and returns the new suspects, whose health is to be asked now."""
+    def answer(self, instances: Instances, at: float, *, partial: bool = False) -> tuple[Instance, ...]:
+        """Takes the registry's answer and returns the new suspects, whose health is to be asked now.
+
+        `partial`: nobody that it lacks is believed to be gone, however few they are.
+        """
         if self._origin is _Origin.DISK and instances is not None:
             self._told = None
         before = {instance.id: instance for instance in self.believed or ()}
@@ -108,7 +111,7 @@ class Belief:
             held_still = held
         self._told, self._origin, self._suspects = instances, _Origin.REGISTRY, held_still
         fresh = tuple(instance for name, instance in lost.items() if name not in held)
-        if not self._is_doubtful(len(fresh), trusted, absent=instances is None):
+        if not self._is_doubtful(len(fresh), trusted, absent=partial or instances is None):
             return ()
         self._suspects = held_still | {instance.id: _Suspect(instance, at) for instance in fresh}
         return fresh

@@ -77,6 +77,7 @@ class Update:
     `source` is the kind of the registry that caused it, for the metrics' label.
     `refused` are the entries that made no sense and were left out, each with the reason.
     `behind` are the seconds that the answer may be old, as the registry itself says; 0: it is right.
+    `partial`: the registry may have started over, and whoever it lacks may not have registered again yet.
     """
 
     service: str
@@ -85,6 +86,7 @@ class Update:
     source: str = ""
     refused: tuple[str, ...] = ()
     behind: float = 0.0
+    partial: bool = False
 
 
 class RegistryError(Exception):

@@ -192,7 +192,7 @@ class Supervisor:
             _log.info("registry %s answers again", source.kind)
         source.state, source.failures, source.answered_at = SourceState.LIVE, 0, self._clock()
         belief = source.beliefs.setdefault(update.service, Belief(self._guard))
-        suspects = belief.answer(update.instances, update.at)
+        suspects = belief.answer(update.instances, update.at, partial=update.partial)
         self._publish(source, update.service, update.at)
         if suspects:
             self._hold(source, update, belief, suspects)

@@ -42,6 +42,18 @@ def test_a_single_deregistration_is_never_held_back(before: str, after: str) -> 
     assert names(belief.believed) == after
 
 
+def test_nobody_is_gone_because_a_registry_that_started_over_does_not_know_them_yet() -> None:
+    belief = believing(make("abc"))
+    assert names(belief.answer(make("ab"), 1, partial=True)) == "c"
+    assert names(belief.believed) == "abc"
+    assert belief.answer(make("ab"), 2) == ()
+    assert names(belief.believed) == "abc"
+    assert belief.answer(make("a"), 3) == ()
+    assert names(belief.believed) == "ac"
+    belief.answer(make("a"), 8.5)
+    assert names(belief.believed) == "a"
+
+
 def test_half_may_leave_at_once_and_more_may_not() -> None:
     belief = believing(make("abcd"))
     assert belief.answer(make("cd"), 1) == ()
