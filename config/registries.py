@@ -143,11 +143,7 @@ class NacosRegistry(Model):
 
 
 class KubernetesRegistry(Model):
-    """EndpointSlices of the Kubernetes API; by default that of the cluster the process runs in.
-
-    Labels of a Service without a prefix become metadata of its instances; `app.kubernetes.io/version` is the
-    `version` where there is no label of that name.
-    """
+    """EndpointSlices of the Kubernetes API, by default of the cluster around us; Services' labels are metadata."""
 
     kind: Literal["kubernetes"]
     """`kubernetes`."""
