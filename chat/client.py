@@ -4,6 +4,11 @@ The reader and the writer are two tasks that share only the `Member`. The Close 
 through the writer, after everything that was due; the reader goes on until the peer's Close, so what the peer
 had sent before it saw ours is stored too (it gets its ack from the next instance). Every Close carries the
 client's position as its reason, which `Holdfast-Resume` brings to the next instance.
+
+A Close is not always to be had. So a proxy that can move this WebSocket is told in front of each frame what
+will hold once the client has it: the position, and how many of the client's frames have been dealt with and
+answered. Wherever this process dies, the next one goes on from what the client has seen, and is given again
+exactly what the client has seen no answer to (docs/architecture.md, "Checkpoints").
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from dataclasses import dataclass
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from chat import message as wire
-from chat.hub import Hub, Leaving, Member
+from chat.hub import Due, Hub, Leaving, Member
 from chat.limit import RateLimit
 from chat.message import Bye, CallAgent, ErrorCode, Frame, Invalid, Join, Position, Role, Say, Typing
 from chat.metrics import Metrics
@@ -37,10 +42,6 @@ CLOSE_TIMEOUT = 3.0
 """Seconds to flush before a Close, and to wait for the peer's."""
 QUIET = 0.05
 """A client that has sent nothing for so many seconds has nothing under way that we could wait for."""
-CHECKPOINT = b"holdfast-resume:"
-"""Begins the payload of a ping that says where to resume."""
-PING_MOST = 125
-"""Bytes that a control frame can carry (RFC 6455 section 5.5)."""
 FINISH_ROUNDS = 20
 """How often silence is waited for; a client that never stops must not hold up the others."""
 
@@ -74,7 +75,12 @@ class Client:
         self._close_sent = False
         self._heard = 0.0
         self._checkpoints = False
-        self._checkpointed = b""
+        self._read_so_far = 0
+        """Messages that have come from the client."""
+        self._seen: Position | None = None
+        """What the client has been sent of its session."""
+        self._told: tuple[Position | None, int] = (None, -1)
+        """What the last checkpoint said."""
 
     @property
     def session(self) -> str | None:
@@ -90,6 +96,7 @@ class Client:
             self._member.push(wire.welcome(None, self._services.instance))
         try:
             self._checkpoints = "Holdfast-Migrate" in request.headers
+            self._seen = self._member.position
             await self._socket.prepare(request)
             self._transport = request.transport
             open_now = self._services.metrics.connections.labels(self._role)
@@ -141,11 +148,12 @@ class Client:
 
     async def _write(self) -> None:
         try:
+            # Before anything else: who counts must say so before it answers a ping.
+            await self._checkpoint(self._seen, 0)
             while frames := await self._member.next():
-                for frame in frames:
+                for due in frames:
                     async with asyncio.timeout(SEND_TIMEOUT):
-                        await self._socket.send_str(frame)
-                await self._checkpoint()
+                        await self._send(due)
             if self._member.leaving is Leaving.SLOW:
                 raise TimeoutError
             if self._close_code is not None:
@@ -164,25 +172,29 @@ class Client:
             # The reader sees the same end.
             return
 
-    async def _checkpoint(self) -> None:
+    async def _send(self, due: Due) -> None:
+        await self._checkpoint(due.position, due.taken, ahead=bool(due.frame))
+        # From here to the write nothing is awaited: a Close that cuts this off says where it really ended.
+        self._seen = due.position
+        if due.frame:
+            await self._socket.send_str(due.frame)
+
+    async def _checkpoint(self, position: Position | None, taken: int, *, ahead: bool = False) -> None:
         """Tell a proxy that can move this WebSocket where another instance would have to go on.
 
-        By a ping, since a proxy may read those and a client answers them unseen: should this process die,
-        the proxy brings the token of the last one to the next instance, as it does with a Close's reason.
+        By a ping: a proxy may read those, and a client answers them unseen. `ahead`: it holds with the next
+        frame.
         """
-        token = CHECKPOINT + self._token()
-        if self._checkpoints and len(CHECKPOINT) < len(token) <= PING_MOST and token != self._checkpointed:
-            self._checkpointed = token
-            await self._socket.ping(token)
+        if self._checkpoints and (position, taken) != self._told:
+            self._told = position, taken
+            await self._socket.ping(wire.checkpoint(position, taken, ahead=ahead))
 
     def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     def _token(self) -> bytes:
-        if self.session is None:
-            return b""
-        return Position(self.session, self._member.cursor).token().encode()
+        return b"" if self._seen is None else self._seen.token().encode()
 
     async def _read(self) -> str:
         while True:
@@ -190,8 +202,11 @@ class Client:
             received = await self._socket.receive()
             self._heard = time.monotonic()
             if received.type is WSMsgType.TEXT:
+                self._read_so_far += 1
                 await self._take(received.data)
+                self._member.note(self._read_so_far)
             elif received.type is WSMsgType.BINARY:
+                self._read_so_far += 1
                 self._refuse(Invalid(ErrorCode.BAD_FRAME, "frames are text"))
             elif received.type is WSMsgType.CLOSE:
                 return "restart" if self._close_code == WSCloseCode.SERVICE_RESTART else "closed"
@@ -219,7 +234,7 @@ class Client:
 
     def _refuse(self, error: Invalid) -> None:
         self._services.metrics.errors.labels(error.code).inc()
-        self._member.push(wire.error(error.code, error.detail, error.id))
+        self._member.push(wire.error(error.code, error.detail, error.id), taken=self._read_so_far)
 
     async def _act(self, frame: Frame) -> None:
         if isinstance(frame, Join):
@@ -249,7 +264,7 @@ class Client:
         store = sessions.receive if self._role is Role.USER else sessions.speak
         stored = await store(session, frame.id, frame.text)
         seq = stored.message.seq
-        self._member.push(wire.ack(frame.id, seq), after=seq - 1)
+        self._member.push(wire.ack(frame.id, seq), after=seq - 1, taken=self._read_so_far)
         if stored.change is None:
             self._services.metrics.duplicates.inc()
             return
@@ -271,13 +286,15 @@ class Client:
         change = await self._services.sessions.hand_back(session)
         self._publish(change)
         self._services.hub.exit(self._member)
-        self._member.push(wire.welcome(None, self._services.instance))
+        self._member.push(wire.welcome(None, self._services.instance), taken=self._read_so_far)
         if change is not None and change.session.state is State.AWAIT_NLP:
             await self._services.responder.put(session)
 
     async def _enter(self, position: Position) -> None:
         services = self._services
-        session = await services.hub.enter(self._member, position.session, position.seq, services.instance)
+        session = await services.hub.enter(
+            self._member, position.session, position.seq, services.instance, taken=self._read_so_far
+        )
         if session.state is State.AWAIT_NLP:
             # Perhaps the instance that should have answered is dead; if not, its lease says so.
             await services.responder.put(position.session)

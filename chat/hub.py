@@ -13,10 +13,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from chat import message as wire
 from chat.bus import Bus, Kind, Notice
+from chat.message import Position
 from chat.record import Change, Message, Origin, Session
 from chat.store import Store, StoreError
 
@@ -40,6 +42,29 @@ class Leaving(Enum):
     """It read too slowly; `Member.next` ends at once. It may resume from its cursor."""
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A frame for the client, and how far things are once the client has it."""
+
+    frame: str
+    """Empty: there is nothing to say, only `taken` to be noted."""
+    position: Position | None
+    """What the client has seen of its session; None while it is in none."""
+    taken: int
+    """How many of the client's own frames have been dealt with, and their answers given."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A frame that waits for its turn."""
+
+    frame: str
+    after: int
+    visit: int
+    """In which it was queued: see `Member.visit`."""
+    taken: int
+
+
 class Member:
     """One connection as the hub sees it. Written by the hub, read by the connection's own writer task."""
 
@@ -49,20 +74,36 @@ class Member:
         """Sequence number of the last message that `next` has returned. Owner: `next` and `Hub.enter`."""
         self.room: Room | None = None
         self.leaving = Leaving.NO
+        self.visit = 0
+        """Grows with every session that is entered or left. Owner: the hub."""
+        self.taken = 0
+        """The highest `taken` that is queued, or has been returned."""
         self._hub = hub
-        self._outbox: deque[tuple[int, str]] = deque()
+        self._outbox: deque[_Queued] = deque()
+        self._position: Position | None = None
+        self._taken = 0
+        """Those of the frame that was returned last."""
         self._wake = asyncio.Event()
         self._space = asyncio.Event()
         self._space.set()
 
-    def push(self, frame: str, after: int = 0) -> None:
-        """Queues a frame that must follow message `after`, if the session has got that far."""
+    @property
+    def position(self) -> Position | None:
+        """How far it has got in the session it is in."""
+        return Position(self.room.id, self.cursor) if self.room is not None else None
+
+    def push(self, frame: str, after: int = 0, *, taken: int = 0) -> None:
+        """Queues a frame that must follow message `after`, if the session has got that far.
+
+        With it the client's own frames up to number `taken` have been dealt with.
+        """
         if self.leaving is not Leaving.NO:
             return
         if len(self._outbox) >= OUTBOX:
             self.leave(Leaving.SLOW)
             return
-        self._outbox.append((after, frame))
+        self.taken = max(self.taken, taken)
+        self._outbox.append(_Queued(frame, after, self.visit, self.taken))
         if len(self._outbox) >= OUTBOX // 2:
             self._space.clear()
         if self.room is not None:
@@ -84,28 +125,44 @@ class Member:
         """Waits until its client has taken enough for more of its frames to be worked on."""
         await self._space.wait()
 
-    async def next(self) -> list[str]:
+    def note(self, taken: int) -> None:
+        """The client's own frames up to number `taken` have been dealt with, and there is nothing to say."""
+        if taken > self.taken:
+            last = self._outbox[-1] if self._outbox else None
+            if last is not None and not last.frame and last.visit == self.visit:
+                self._outbox.pop()
+            self.push("", taken=taken)
+
+    async def next(self) -> list[Due]:
         """The next frames for the client, in order; waits for some. Empty: there will be no more.
 
         Raises `StoreError` when messages cannot be read.
         """
         while self.leaving is not Leaving.SLOW:
-            after, frame = self._outbox[0] if self._outbox else (None, "")
-            room = self.room
-            if room is not None:
-                limit = room.head if after is None else min(after, room.head)
+            queued = self._outbox[0] if self._outbox else None
+            room, visit = self.room, self.visit
+            # What was queued before the session was entered waits for nothing in it.
+            if room is not None and (queued is None or queued.visit == visit):
+                limit = room.head if queued is None else min(queued.after, room.head)
                 if self.cursor < limit:
                     found = await self._hub.read(room, self.cursor, limit)
-                    # It may have joined another session meanwhile.
-                    if self.room is room:
+                    # It may have joined another session meanwhile, or this one from another place.
+                    if self.visit == visit:
                         self.cursor = found[-1].seq
-                        return [wire.message(message) for message in found]
+                        self._position = self.position
+                        return [
+                            Due(wire.message(message), Position(room.id, message.seq), self._taken)
+                            for message in found
+                        ]
                     continue
-            if after is not None:
+            if queued is not None:
                 self._outbox.popleft()
                 if len(self._outbox) < OUTBOX // 2:
                     self._space.set()
-                return [frame]
+                if queued.visit == visit:
+                    self._position = self.position
+                self._taken = queued.taken
+                return [Due(queued.frame, self._position, queued.taken)]
             if self.leaving is Leaving.FLUSH:
                 break
             self._wake.clear()
@@ -164,10 +221,13 @@ class Hub:
         """How many sessions are open here."""
         return len(self._rooms)
 
-    async def enter(self, member: Member, session: str, after: int, instance: str) -> Session:
+    async def enter(
+        self, member: Member, session: str, after: int, instance: str, *, taken: int = 0
+    ) -> Session:
         """Puts a member into a session's room: a welcome, every message above `after`, then what comes.
 
-        An `after` beyond the session's end (another store?) counts as its end. Raises `StoreError`.
+        An `after` beyond the session's end (another store?) counts as its end. `taken`: see `Member.push`.
+        Raises `StoreError`.
         """
         room = self._rooms.setdefault(session, Room(session))
         room.pins += 1
@@ -181,15 +241,16 @@ class Hub:
         self._rooms[session] = room
         room.members.add(member)
         member.cursor = min(after, room.session.seq)
-        member.push(wire.welcome(room.session, instance))
         member.room = room
-        member.wake()
+        member.visit += 1
+        member.push(wire.welcome(room.session, instance), taken=taken)
         return room.session
 
     def exit(self, member: Member) -> None:
         """Takes a member out of its room; the last one closes it."""
         room, member.room = member.room, None
         if room is not None:
+            member.visit += 1
             room.members.discard(member)
             self._forget(room)
 

@@ -176,6 +176,16 @@ class Position:
         return cls(session, int(seq))
 
 
+def checkpoint(position: Position | None, taken: int, *, ahead: bool) -> bytes:
+    """The payload of a ping to a proxy that can move WebSockets; at most 117 bytes (a ping may have 125).
+
+    Another instance would have to go on from `position`; `taken` messages of the client on this connection
+    have been dealt with. `ahead`: that holds once the client has been given the next message.
+    """
+    token = position.token() if position is not None else ""
+    return f"holdfast-resume{'+1' if ahead else ''}@{taken}:{token}".encode()
+
+
 def welcome(session: Session | None, instance: str) -> str:
     """First frame of a connection, and after a join. Without a session: an agent who has joined none."""
     return _encode(

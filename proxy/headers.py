@@ -93,7 +93,7 @@ def prepare_to_move(head: RequestHead) -> None:
     """Make a WebSocket handshake fit for a tunnel that may be moved to another instance later.
 
     No extensions are offered: their state would be lost with the instance. And the instance is told, so that
-    it can say where a next one would have to go on (see `proxy.relay.CHECKPOINT`).
+    it can say where a next one would have to go on (see `proxy.checkpoint`).
     """
     for index, (name, _) in enumerate(head.fields):
         if name.lower() in (b"sec-websocket-extensions", b"holdfast-migrate") and index not in head.dropped:

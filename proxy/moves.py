@@ -8,6 +8,8 @@ from typing import Protocol
 
 _BARRIERS_PER_SECOND = 500.0
 """Barriers of the whole process: a ping and its pong cost some 20 µs, so this is at most 1 % of a core."""
+_RESERVED = 0.5
+"""Share of what has been saved up that is left to clients who have to wait for their barrier."""
 
 
 class Mover(Protocol):
@@ -77,14 +79,14 @@ class Moves:
         if not self._active[name]:
             del self._active[name]
 
-    def may_barrier(self) -> bool:
+    def may_barrier(self, urgent: bool) -> bool:
         """Take one of the process's barriers, if there is one left for now."""
         now = self._clock()
         self._barriers = min(
             _BARRIERS_PER_SECOND, self._barriers + (now - self._filled) * _BARRIERS_PER_SECOND
         )
         self._filled = now
-        if self._barriers < 1.0:
+        if self._barriers < 1.0 + (0.0 if urgent else _BARRIERS_PER_SECOND * _RESERVED):
             return False
         self._barriers -= 1.0
         return True

@@ -271,9 +271,9 @@ class MovingTunnel(Tunnel, Port):
         """See `Port`."""
         self._hold(_BY_RELAY, not wanted)
 
-    def may_barrier(self) -> bool:
+    def may_barrier(self, urgent: bool) -> bool:
         """See `Port`."""
-        return self.plane.moves.may_barrier()
+        return self.plane.moves.may_barrier(urgent)
 
     def alarm(self, at: float) -> None:
         """See `Port`."""
@@ -394,7 +394,7 @@ class MovingTunnel(Tunnel, Port):
         if upstream.transport.is_closing() and self._server is not None:
             # It was lost before it was ours: nobody else will say so.
             self.server_lost(self._server)
-        elif self.endpoint.state is not State.READY:
+        elif self.endpoint.state is not State.READY and not self.endpoint.available:
             plane.on_late_tunnel(self)
 
     def _fail(self, why: str) -> None:

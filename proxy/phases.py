@@ -65,7 +65,7 @@ class Port(Protocol):
         Answered by `Relay.connected` or `Relay.gave_up`. `token` is for the Holdfast-Resume field.
         """
 
-    def may_barrier(self) -> bool:
+    def may_barrier(self, urgent: bool) -> bool:
         """Whether a barrier may be sent now, as far as the process as a whole is concerned."""
 
     def alarm(self, at: float) -> None:

@@ -12,8 +12,8 @@ How an instance is left (docs/architecture.md, "Life of a WebSocket", says why):
 * By itself (Close 1001 or 1012): it has chosen its moment; its Close is answered and not passed on.
 * By death (its connection ends without a Close): with `replay`, what it may not have read is sent again.
 
-Whoever wants to be resumed exactly can say so: the reason of an instance's Close, or else the last Ping with
-the payload `holdfast-resume:TOKEN`, is the token that the next instance gets.
+Whoever wants to be resumed exactly can say so: the reason of an instance's Close, or else its last checkpoint
+(`proxy.checkpoint`), is the token that the next instance gets.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from proxy.checkpoint import Checkpoint, checkpoint_in
 from proxy.frames import (
     CloseCode,
     Cut,
@@ -35,8 +36,6 @@ from proxy.frames import (
 from proxy.phases import ATTACHED, HELD, OPEN, Phase, Port, Rules
 from proxy.replay import BARRIER, NEVER, Outbox
 
-CHECKPOINT = b"holdfast-resume:"
-"""Begins the payload of a Ping by which an instance says where a next one would have to go on."""
 PING = b"holdfast-ping"
 """Payload of the pings that ask whether a side is alive; their pongs go no further."""
 _GOODBYE = 3.0
@@ -50,7 +49,9 @@ class Relay:
     """One tunnel's two directions. `mask` makes four random bytes."""
 
     __slots__ = (
+        "_ahead",
         "_alarm",
+        "_breach",
         "_client",
         "_client_paused",
         "_farewell",
@@ -84,6 +85,8 @@ class Relay:
         """Whole messages from the client and from instances."""
         self.token = b""
         """For the next instance: the last Close's reason, or checkpoint."""
+        self._ahead: Checkpoint | None = None
+        """The checkpoint that will hold with the instance's next whole message."""
         self._outbox = Outbox(rules.keeping)
         self._replay = rules.keeping.replay
         self._client_paused = False
@@ -95,22 +98,21 @@ class Relay:
         self._farewell = (0, "")
         self._goodbye: bytes | None = None
         """Payload of the client's Close, once it has come."""
+        self._breach = ""
+        """By what the client has broken the protocol, if it has: nothing of what follows is read."""
 
     # -- the client ----------------------------------------------------------------------------------------
 
     def client_data(self, data: bytes, now: float) -> None:
         """Bytes from the client."""
-        if self.phase is Phase.OVER:
+        if self.phase is Phase.OVER or self._breach:
             return
         try:
             cuts = self._client.feed(data)
         except FrameError as error:
             for cut in error.before:
                 self._from_client(cut, now)
-            self.finish(CloseCode.PROTOCOL_ERROR, str(error), now)
-            if self.phase is not Phase.OVER:
-                # RFC 6455 7.1.7: nothing that follows is read, its answering Close included.
-                self._over(*self._farewell)
+            self._client_broke(str(error), now)
             return
         for cut in cuts:
             self._from_client(cut, now)
@@ -166,10 +168,18 @@ class Relay:
         else:
             self._answer_close()
 
+    def _client_broke(self, why: str, now: float) -> None:
+        """What came before the breach is answered as before a Close; then the client is told 1002."""
+        if self.phase is Phase.OVER or self._goodbye is not None:
+            return
+        self._breach = why
+        frame = encode_close(CloseCode.PROTOCOL_ERROR, why, self._mask())
+        self._client_close(frame, payload_of(frame), now)
+
     def _client_closing(self, frame: bytes, now: float) -> None:
         """The client's Close is passed on; the instance's answer ends the tunnel."""
         self.phase = Phase.CLIENT_CLOSING
-        self._farewell = (_code_of(self._goodbye or b""), "client")
+        self._farewell = (_code_of(self._goodbye or b""), "proxy" if self._breach else "client")
         if frame:
             self._port.to_server(frame)
         self._set_alarm(now + _GOODBYE)
@@ -177,8 +187,8 @@ class Relay:
     def _answer_close(self) -> None:
         """Nobody but us is there to answer the client's Close."""
         payload = self._goodbye or b""
-        self._port.to_client(encode_frame(Opcode.CLOSE, payload[:2]))
-        self._over(_code_of(payload), "client")
+        self._port.to_client(encode_frame(Opcode.CLOSE, payload if self._breach else payload[:2]))
+        self._over(_code_of(payload), "proxy" if self._breach else "client")
 
     def _send_part(self, data: bytes, ends: bool, now: float) -> None:
         self._port.to_server(data)
@@ -252,15 +262,20 @@ class Relay:
         self._server_open = not ends
         if ends:
             self.messages_out += 1
+            if self._ahead is not None:
+                self._adopt(self._ahead, now)
 
     def _server_control(self, opcode: int, frame: bytes, now: float) -> None:
         payload = payload_of(frame)
         if opcode == Opcode.CLOSE:
             self._server_close(frame, payload, now)
-        elif opcode == Opcode.PING and payload.startswith(CHECKPOINT):
-            self.token = payload[len(CHECKPOINT) :]
+        elif opcode == Opcode.PING and (checkpoint := checkpoint_in(payload)) is not None:
             if self.phase in ATTACHED:
                 self._port.to_server(encode_frame(Opcode.PONG, payload, self._mask()))
+            if checkpoint.ahead:
+                self._ahead = checkpoint
+            else:
+                self._adopt(checkpoint, now)
         elif opcode == Opcode.PONG and payload in self._pings:
             self._pings.remove(payload)
             self._port.to_client(frame)
@@ -271,20 +286,31 @@ class Relay:
         elif opcode != Opcode.PONG or payload != PING:
             self._port.to_client(frame)
 
+    def _adopt(self, checkpoint: Checkpoint, now: float) -> None:
+        """What the instance has said of itself holds now."""
+        self._ahead = None
+        self.token = checkpoint.token
+        if checkpoint.read is not None:
+            self._outbox.dealt_with(checkpoint.read)
+            if self.phase in OPEN:
+                self._forget(now)
+
     def _server_close(self, frame: bytes, payload: bytes, now: float) -> None:
         code = _code_of(payload)
-        if self.phase is Phase.CLIENT_CLOSING:
+        if self.phase is Phase.CLIENT_CLOSING and self._breach:
+            self._answer_close()
+        elif self.phase is Phase.CLIENT_CLOSING:
             self._port.to_client(frame)
             self._over(self._farewell[0], "client")
         elif self.phase is Phase.CLOSING:
             self.token = payload[2:] or self.token
-            self._outbox.forget_all()
-            self._dial(died=False, now=now)
+            self._outbox.close_answered()
+            self._dial(now)
         elif code in _LEAVING:
             self.token = payload[2:] or self.token
             self._port.to_server(encode_close(code, "", self._mask()))
             self._outbox.forget_read()
-            self._dial(died=True, now=now)
+            self._dial(now)
         else:
             self._port.to_client(frame)
             self._farewell = (code, "upstream")
@@ -299,13 +325,14 @@ class Relay:
             self._answer_close()
         elif phase is Phase.CLOSING or (self._replay and phase in ATTACHED):
             self._outbox.died()
-            self._dial(died=True, now=now)
+            self._dial(now)
         elif phase in ATTACHED:
             self.finish(CloseCode.SERVICE_RESTART, "the instance died", now)
 
-    def _dial(self, *, died: bool, now: float) -> None:
+    def _dial(self, now: float) -> None:
         self.phase = Phase.DIALING
-        why = self._outbox.hopeless(unread=died)
+        self._ahead = None
+        why = self._outbox.hopeless()
         if self._server_open:
             why = "the instance left within a message"
         if why:
@@ -424,7 +451,7 @@ class Relay:
         elif phase is Phase.QUIETING:
             self._say_leaving(now)
         elif phase is Phase.CLOSING:
-            self._dial(died=True, now=now)
+            self._dial(now)
         elif phase is Phase.CLIENT_CLOSING:
             self._answer_close()
         elif phase is Phase.ENDING:
@@ -451,6 +478,7 @@ class Relay:
             "client": self._client.save(),
             "server": self._server.save(),
             "outbox": self._outbox.save(),
+            "ahead": self._ahead and (self._ahead.token, self._ahead.read),
         }
 
     def load(self, saved: dict[str, Any], now: float) -> None:
@@ -461,6 +489,9 @@ class Relay:
         self._client.load(saved["client"])
         self._server.load(saved["server"])
         self._outbox.load(saved["outbox"])
+        # A process of an earlier version knows nothing of it.
+        if ahead := saved.get("ahead"):
+            self._ahead = Checkpoint(ahead[0], ahead[1], ahead=True)
         if self._client_paused:
             self._port.read_client(False)
         if self._replay:

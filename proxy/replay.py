@@ -4,7 +4,8 @@ Pure: the time is an argument, and what is to be done is what comes back; `proxy
 the client is *held* while there is no instance that could be given it. A message is *sent* once an instance
 was given it, and *confirmed* when the pong to a barrier, which is a ping behind it, says that the instance's
 library has read it. Because its application may not have, it is kept for `Keeping.hold` longer, and then
-forgotten.
+forgotten. An instance that *counts* what it has dealt with (`proxy.checkpoint`) is asked for no pong, and
+believed in nothing else: what it has not counted is kept.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Outbox:
         "_number",
         "_read",
         "barrier",
+        "counting",
         "kept",
         "sent",
         "too_large",
@@ -65,7 +67,8 @@ class Outbox:
         """Client frames that wait for the next instance."""
         self._held_bytes = 0
         self.sent: deque[tuple[int, bytes]] = deque()
-        """Client messages by number, sent and not known to have been read; empty: too large to be kept."""
+        """Client messages by number on this connection, sent and not known to have been read; an empty one is
+        too large to be kept."""
         self._read: deque[tuple[float, bytes]] = deque()
         """Client messages that a barrier has confirmed, and until when they are kept all the same."""
         self._message = bytearray()
@@ -79,6 +82,8 @@ class Outbox:
         self._number = 0
         self.barrier = 0
         """Number of the last message before the barrier that is out; 0: none is."""
+        self.counting = False
+        """The present instance says itself how many messages it has dealt with."""
         self._barrier_after = 0.0
         self._deaths = 0
         """Instances that died since one has confirmed anything."""
@@ -140,28 +145,29 @@ class Outbox:
 
     # -- what is confirmed ---------------------------------------------------------------------------------
 
-    def next_barrier(self, now: float, waiting: bool, may: Callable[[], bool]) -> tuple[bytes, float]:
+    def next_barrier(self, now: float, waiting: bool, may: Callable[[bool], bool]) -> tuple[bytes, float]:
         """The payload of the ping to be sent now, or nothing; and when to ask again if nothing else happens.
 
-        `waiting` says whether the client waits for room, `may` whether the process as a whole can afford one.
+        `waiting` says whether the client waits for room, `may` whether the process as a whole can afford one,
+        given whether it is urgent.
         """
-        if self.barrier or not self.sent:
+        if self.barrier or self.counting or not self.sent:
             return b"", NEVER
         keeping = self._keeping
         crowded = waiting or self.kept * 2 > keeping.bytes
-        due = self._barrier_after - (keeping.pace * (1.0 - _HASTE) if crowded else 0.0)
-        if now < due:
-            return b"", due
+        early = keeping.pace * (1.0 - _HASTE) if crowded else 0.0
+        if now < self._barrier_after - early:
+            return b"", self._barrier_after - early
         self._barrier_after = now + keeping.pace
-        if may() or crowded:
+        if may(crowded):
             self.barrier = self._number
             return BARRIER + str(self.barrier).encode(), NEVER
-        return b"", self._barrier_after
+        return b"", self._barrier_after - early
 
     def confirm(self, pong: bytes, now: float) -> bool:
         """The payload of a barrier has come back; False if it is not the one that is out."""
         number = pong[len(BARRIER) :]
-        if not self.barrier or not number.isdigit() or int(number) != self.barrier:
+        if self.counting or not self.barrier or not number.isdigit() or int(number) != self.barrier:
             return False
         until = now + self._keeping.hold
         while self.sent and self.sent[0][0] <= self.barrier:
@@ -169,6 +175,13 @@ class Outbox:
         self.barrier = 0
         self._deaths = 0
         return True
+
+    def dealt_with(self, count: int) -> None:
+        """The instance says how many messages it has dealt with on the present connection."""
+        self.counting = True
+        while self.sent and self.sent[0][0] <= count:
+            self.kept -= len(self.sent.popleft()[1])
+            self._deaths = 0
 
     def forget(self, now: float) -> float:
         """Let go of what was confirmed long enough ago; when there will be more of that."""
@@ -182,8 +195,10 @@ class Outbox:
         while self._read:
             self.kept -= len(self._read.popleft()[1])
 
-    def forget_all(self) -> None:
-        """The instance has read everything: it answered a Close of ours."""
+    def close_answered(self) -> None:
+        """The instance has answered a Close of ours: it has read everything, or has said how much."""
+        if self.counting:
+            return
         self.sent.clear()
         self._read.clear()
         self.kept = len(self._message)
@@ -195,14 +210,11 @@ class Outbox:
         """An instance is gone without having answered a Close."""
         self._deaths += 1
 
-    def hopeless(self, *, unread: bool) -> str:
-        """Why no other instance could go on; empty when one can.
-
-        `unread` says whether the last one may have left something unread.
-        """
+    def hopeless(self) -> str:
+        """Why no other instance could go on; empty when one can."""
         if self.too_large:
             return "the instance left within a message that is too large to be kept"
-        if unread and not all(message for _, message in (*self.sent, *self._read)):
+        if not all(message for _, message in (*self.sent, *self._read)):
             return "the instance may not have read a message that is too large to be kept"
         if self._deaths >= _DEATHS and (self.sent or self._read or self.within_message):
             return "one instance after the other died on the same messages"
@@ -210,11 +222,14 @@ class Outbox:
 
     def again(self, now: float) -> bytes:
         """What another instance has to be sent before anything new: nobody there has confirmed anything."""
-        while self._read:
-            self.sent.appendleft((0, self._read.pop()[1]))
+        unread = [message for _, message in (*self._read, *self.sent)]
+        self._read.clear()
+        self.sent = deque(enumerate(unread, 1))
+        self._number = len(unread)
         self.barrier = 0
+        self.counting = False
         self._barrier_after = now
-        return b"".join(message for _, message in self.sent) + self._message
+        return b"".join(unread) + self._message
 
     # -- between processes ---------------------------------------------------------------------------------
 
@@ -229,10 +244,20 @@ class Outbox:
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from where `save` was called."""
         for name in _SAVED:
-            setattr(self, name, saved[name])
+            # A process of an earlier version knows nothing of what has been added since.
+            setattr(self, name, saved.get(name, getattr(self, name)))
         self.sent.extend(saved["sent"])
         self._read.extend(saved["read"])
         self._message.extend(saved["message"])
 
 
-_SAVED = ("_barrier_after", "_deaths", "_number", "barrier", "kept", "too_large", "within_message")
+_SAVED = (
+    "_barrier_after",
+    "_deaths",
+    "_number",
+    "barrier",
+    "counting",
+    "kept",
+    "too_large",
+    "within_message",
+)

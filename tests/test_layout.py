@@ -16,6 +16,7 @@ PURE = {
     for name in (
         "balance",
         "body",
+        "checkpoint",
         "errors",
         "frames",
         "hashed",

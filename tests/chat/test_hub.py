@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from chat.bus import Kind, LocalBus, Notice
-from chat.hub import BATCH, OUTBOX, TAIL, Hub, Leaving, Member
+from chat.hub import BATCH, OUTBOX, TAIL, Due, Hub, Leaving, Member
+from chat.message import Position
 from chat.record import Change, Origin
 from chat.session import Sessions
 from chat.store import Store
@@ -55,7 +56,7 @@ async def drain(member: Member) -> list[dict[str, object]]:
     member.leave(Leaving.FLUSH)
     frames: list[dict[str, object]] = []
     while batch := await member.next():
-        frames += map(json.loads, batch)
+        frames += (json.loads(due.frame) for due in batch)
     return frames
 
 
@@ -88,9 +89,9 @@ async def test_what_another_process_stored_comes_with_its_notice(world: World) -
     await world.say(publish=False)
     await world.say(publish=False)
     world.hub.notice(Notice("s", Kind.CHANGED))
-    assert json.loads((await member.next())[0])["type"] == "welcome"
+    assert json.loads((await member.next())[0].frame)["type"] == "welcome"
     async with asyncio.timeout(5):
-        assert [json.loads(frame)["seq"] for frame in await member.next()] == [1, 2]
+        assert [json.loads(due.frame)["seq"] for due in await member.next()] == [1, 2]
 
 
 async def test_what_no_notice_told_is_found_by_looking(world: World) -> None:
@@ -99,7 +100,7 @@ async def test_what_no_notice_told_is_found_by_looking(world: World) -> None:
     await world.say(publish=False)
     await world.hub.catch_up()
     async with asyncio.timeout(5):
-        assert [json.loads(frame)["seq"] for frame in await member.next()] == [1]
+        assert [json.loads(due.frame)["seq"] for due in await member.next()] == [1]
 
 
 async def test_changes_published_out_of_order_are_delivered_in_order(world: World) -> None:
@@ -137,7 +138,7 @@ async def test_a_state_is_told_once_and_an_older_one_never(world: World) -> None
 
 async def test_a_client_that_does_not_read_is_given_up_and_hurts_nobody(world: World) -> None:
     slow, quick = await world.enter(), await world.enter()
-    got: list[str] = []
+    got: list[Due] = []
     for _ in range(OUTBOX + 1):
         world.hub.typing("s", Origin.AGENT)
         got += await quick.next()
@@ -182,6 +183,61 @@ async def test_an_agent_who_changes_sessions_gets_the_new_one_from_its_beginning
     assert welcomes == ["a", "b"]
     start = max(index for index, frame in enumerate(frames) if frame["type"] == "welcome")
     assert [frame["text"] for frame in frames[start:] if frame["type"] == "message"] == ["t2", "t3"]
+
+
+async def test_each_frame_says_how_far_its_client_is_once_it_has_it(world: World) -> None:
+    member = await world.enter()
+    change = await world.say(publish=False)
+    member.push('{"type":"ack"}', after=change.messages[0].seq - 1, taken=1)
+    world.hub.publish(change)
+    member.note(1)
+    member.note(2)
+    member.note(3)
+    assert await reached(member) == [
+        ("welcome", "s", 0, 0),
+        ("ack", "s", 0, 1),
+        ("message", "s", 1, 1),
+        ("state", "s", 1, 1),
+        ("", "s", 1, 3),
+    ]
+
+
+@pytest.mark.parametrize("session", ["a", "b"])
+async def test_a_session_and_the_frame_that_asked_for_it_change_in_the_same_moment(
+    world: World, session: str
+) -> None:
+    for name in ("a", "b", "b"):
+        await world.say(session=name)
+    member = await world.enter(session="a")
+    assert [due.position for due in (*await member.next(), *await member.next())][-1] == Position("a", 1)
+    member.push('{"type":"ack"}', after=1, taken=1)
+    await world.hub.enter(member, session, 0, "here", taken=2)
+    count = 1 if session == "a" else 2
+    assert await reached(member) == [
+        ("ack", "a", 1, 1),
+        ("welcome", session, 0, 2),
+        *(("message", session, seq, 2) for seq in range(1, count + 1)),
+    ]
+
+
+async def test_who_has_left_every_session_has_no_position(world: World) -> None:
+    member = await world.enter()
+    world.hub.exit(member)
+    member.push('{"type":"left"}', taken=1)
+    member.leave(Leaving.FLUSH)
+    assert [due.position for due in (*await member.next(), *await member.next())] == [None, None]
+
+
+async def reached(member: Member) -> list[tuple[str, str, int, int]]:
+    """Everything that is due to a member: types, and session, number and frames taken that hold with each."""
+    member.leave(Leaving.FLUSH)
+    found = []
+    while batch := await member.next():
+        for due in batch:
+            kind = json.loads(due.frame)["type"] if due.frame else ""
+            assert due.position is not None
+            found.append((kind, due.position.session, due.position.seq, due.taken))
+    return found
 
 
 async def test_a_position_beyond_the_end_counts_as_the_end(world: World) -> None:

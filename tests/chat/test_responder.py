@@ -170,7 +170,7 @@ async def test_the_housekeeper_times_out_idle_sessions_and_tells_who_is_there(wo
     await member.next()
     world.now += world.sessions.ttl + 1
     await keeper.expire()
-    assert json.loads((await member.next())[0]) == {"type": "state", "state": "TIMEOUT", "desk": "bot"}
+    assert json.loads((await member.next())[0].frame) == {"type": "state", "state": "TIMEOUT", "desk": "bot"}
 
 
 async def test_the_housekeepers_jobs_run_by_themselves(world: World) -> None:

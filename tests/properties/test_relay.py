@@ -7,7 +7,9 @@ All ends of it are wsproto, which shares no code with the relay. Time moves only
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
+from collections.abc import Callable
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,12 +18,13 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong
 
 from proxy.phases import Phase, Rules
-from proxy.relay import CHECKPOINT, PING, Relay
+from proxy.relay import PING, Relay
 from proxy.replay import Keeping
 
 MESSAGES = 5
 KEPT = 2000
 WHOLE = 64
+RESUME = b"holdfast-resume"
 HOLD = 1.0
 QUIET = 0.2
 LAG = 0.15
@@ -138,10 +141,12 @@ class Instance:
 class World:
     """The `Port`: what the relay does in the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, instance: Callable[[bytes], Instance] = lambda token: Instance()) -> None:
+        """`instance` makes one that is to resume by a token."""
+        self._instance = instance
         self.client = Ear(ConnectionType.CLIENT)
         self.reading = True
-        self.live: Instance | None = Instance()
+        self.live: Instance | None = instance(b"")
         self.all: list[Instance] = [self.live]
         self.dialing: bytes | None = None
         self.alarm_at = math.inf
@@ -166,7 +171,7 @@ class World:
         self._drop()
         self.dialing = token
 
-    def may_barrier(self) -> bool:
+    def may_barrier(self, urgent: bool) -> bool:
         return self.barriers
 
     def alarm(self, at: float) -> None:
@@ -179,7 +184,8 @@ class World:
         self.ended = (code, side)
 
     def connect(self) -> None:
-        self.live = Instance()
+        assert self.dialing is not None
+        self.live = self._instance(self.dialing)
         self.all.append(self.live)
         self.dialing = None
 
@@ -200,11 +206,12 @@ class Tunnel(RuleBasedStateMachine):
     """Without replay: planned leaving loses nothing and says nothing twice."""
 
     replay = False
+    instance: Callable[[bytes], Instance] = staticmethod(lambda token: Instance())
 
     @initialize()
     def begin(self) -> None:
         self.now = 100.0
-        self.world = World()
+        self.world = World(self.instance)
         rules = Rules(QUIET, 2.0, WHOLE, Keeping(self.replay, HOLD, MESSAGES, KEPT, 0.25))
         self.relay = Relay(rules, self.world, lambda: b"\x01\x02\x03\x04")
         self.client = Connection(ConnectionType.CLIENT)
@@ -342,7 +349,7 @@ class Tunnel(RuleBasedStateMachine):
         live.say(BytesMessage(parts[-1], message_finished=not held))
 
     @precondition(has_live)
-    @rule(payload=st.sampled_from([b"instance", CHECKPOINT + b"7", CHECKPOINT]))
+    @rule(payload=st.sampled_from([b"instance", RESUME + b":7", RESUME + b"+1:8", RESUME + b":"]))
     def instance_pings(self, payload: bytes) -> None:
         self.world.live.say(Ping(payload))
 
@@ -455,7 +462,7 @@ class Tunnel(RuleBasedStateMachine):
         assert len(set(ear.pongs)) == len(ear.pongs)
         assert set(ear.pongs) <= {b"client-%d" % n for n in range(self.pings)}
         for instance in self.world.all:
-            assert set(instance.ear.pongs) <= {b"instance", CHECKPOINT + b"7", CHECKPOINT}
+            assert all(pong == b"instance" or pong.startswith(RESUME) for pong in instance.ear.pongs)
         if self.may_write():
             for payload in ear.pings[self.answered :]:
                 self.write(Pong(payload))
@@ -493,7 +500,7 @@ class Tunnel(RuleBasedStateMachine):
             assert any(instance.witness.within_message for instance in self.world.all)
         elif "too large" in reason:
             assert self.written > KEPT
-        elif reason.startswith("token"):
+        elif reason.startswith("token") or reason.isdigit():
             assert self.client_closed  # by itself, and the instance's Close crossed its own
         else:
             assert "one instance after the other" in reason and self.deaths >= 5
@@ -542,6 +549,106 @@ class ReplayingTunnel(Tunnel):
     replay = True
 
 
+class Counting(Instance):
+    """One that numbers what it says, and what it has dealt with: its application is as slow as it likes."""
+
+    def __init__(self, token: bytes) -> None:
+        super().__init__()
+        self.at = int(token or b"0")
+        """How many messages the client has once all has arrived that was said whole."""
+        self.checkpoint()
+
+    def checkpoint(self, *, ahead: bool = False) -> None:
+        self.say(Ping(RESUME + b"%b@%d:%d" % (b"+1" if ahead else b"", self.read, self.at + ahead)))
+
+    def close(self, code: int, reason: str) -> None:
+        """Its library answers, whatever the application has still to read."""
+        self.say(CloseConnection(code, str(self.at)))
+        self.said_close = True
+
+    def read_until(self, now: float) -> None:
+        """It reads when `CountingTunnel.instance_deals` says so."""
+
+
+class CountingTunnel(ReplayingTunnel):
+    """With checkpoints: nothing is lost or doubled in either direction, whoever dies at whatever byte."""
+
+    instance = Counting
+
+    @initialize()
+    def begin(self) -> None:
+        super().begin()
+        self.doubled = True  # what it has read and not counted is given to the next one too
+        self.settled: set[int] = set()
+        """Client messages of which the proxy was told that they are dealt with."""
+
+    @precondition(has_live)
+    @rule(size=SIZES, cuts=CUTS, held=st.booleans())
+    def instance_says(self, size: int, cuts: list[int], held: bool) -> None:
+        live = self.world.live
+        assert isinstance(live, Counting)
+        if not live.half_said:
+            self.said = live.at
+            live.checkpoint(ahead=True)
+        super().instance_says(size, cuts, held)
+        live.at += not live.half_said
+
+    @precondition(has_live)
+    @rule(payload=st.just(b"instance"))
+    def instance_pings(self, payload: bytes) -> None:
+        self.world.live.say(Ping(payload))
+
+    @precondition(has_live)
+    @rule(most=st.integers(1, 3), tells=st.booleans())
+    def instance_deals(self, most: int, tells: bool) -> None:
+        live = self.world.live
+        assert isinstance(live, Counting)
+        live.read = min(live.read + most, len(live.arrived))
+        if tells and not live.half_said:
+            live.checkpoint()
+
+    @precondition(lambda self: self.world.live and self.world.live.outgoing)
+    @rule(size=st.integers(1, 60))
+    def instance_dies_within_what_it_says(self, size: int) -> None:
+        self.bytes_from_instance(size)
+        if self.world.live is not None:
+            self.instance_dies(True)
+
+    @precondition(lambda self: self.world.live and self.world.live.outgoing)
+    @rule(size=CHUNK)
+    def bytes_from_instance(self, size: int) -> None:
+        live = self.world.live
+        super().bytes_from_instance(size)
+        if self.relay.phase not in (Phase.ENDING, Phase.OVER):
+            told = [re.fullmatch(rb"holdfast-resume(\+1)?@(\d+):(\d+)", ping) for ping in live.witness.pings]
+            counts = [int(m[2]) for m in told if m and int(m[3]) <= len(self.world.client.messages)]
+            self.settled |= set(live.received[: max(counts, default=0)])
+
+    @rule()
+    def dial_succeeds(self) -> None:
+        if self.world.dialing is None:
+            return
+        super().dial_succeeds()
+        again = Ear(ConnectionType.SERVER)
+        again.hear(self.world.live.incoming)
+        assert not self.settled & {number_of(message) for message in again.messages}
+
+    @invariant()
+    def the_token_is_what_the_client_has(self) -> None:
+        if self.relay.phase not in (Phase.ENDING, Phase.OVER):
+            assert int(self.relay.token or b"0") == len(self.world.client.messages)
+
+    @invariant()
+    def the_client_has_everything_once_and_in_order(self) -> None:
+        heard = [number_of(message) for message in self.world.client.messages]
+        assert heard == list(range(len(heard)))
+
+    def _everything_moves(self) -> None:
+        super()._everything_moves()
+        if has_live(self) and not self.world.live.half_said:
+            self.instance_deals(CHUNK_MOST, True)
+
+
 SETTINGS = settings(
     max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -549,6 +656,8 @@ TestPlanned = Tunnel.TestCase
 TestPlanned.settings = SETTINGS
 TestReplay = ReplayingTunnel.TestCase
 TestReplay.settings = SETTINGS
+TestCounting = CountingTunnel.TestCase
+TestCounting.settings = SETTINGS
 
 
 def test_a_late_barrier_does_not_shorten_the_time_in_which_a_close_may_be_answered() -> None:
