@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import aiohttp
 
 from config.registries import EtcdRegistry
 from discovery.etcd import EtcdWatcher
-from discovery.etcd_client import Members, encode
+from discovery.etcd_client import encode
 from discovery.etcd_entry import range_end
 from discovery.etcd_registrar import EtcdRegistrar
 from discovery.model import Instance, Watcher
@@ -26,31 +26,35 @@ PREFIX = b"/holdfast/services/"
 
 
 class Member:
-    """One etcd, a cluster by itself. `options` are flags of its command line."""
+    """One etcd. `peers` has the address of each member of its cluster by name, `options` are flags."""
 
-    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
-        client, peer = free_ports(2)
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        port: int,
+        peers: Mapping[str, str],
+        *options: str,
+        scheme: str = "http",
+    ) -> None:
         folder.mkdir(exist_ok=True)
-        self.url = f"{scheme}://127.0.0.1:{client}"
-        self._peer = f"http://127.0.0.1:{peer}"
-        self._folder = folder
-        self._server = Server([find("etcd"), *self._flags(), *options], folder / "etcd.log")
-        self.running = False
-
-    def _flags(self) -> list[str]:
+        self.url = f"{scheme}://127.0.0.1:{port}"
         flags = {
-            "data-dir": str(self._folder / "data"),
+            "name": name,
+            "data-dir": str(folder / "data"),
             "listen-client-urls": self.url,
             "advertise-client-urls": self.url,
-            "listen-peer-urls": self._peer,
-            "initial-advertise-peer-urls": self._peer,
-            "initial-cluster": f"default={self._peer}",
+            "listen-peer-urls": peers[name],
+            "initial-advertise-peer-urls": peers[name],
+            "initial-cluster": ",".join(f"{name}={peer}" for name, peer in peers.items()),
             "heartbeat-interval": "30",
             "election-timeout": "300",
             "log-level": "warn",
         }
+        command = [find("etcd"), *(f"--{name}={value}" for name, value in flags.items())]
         # It survives its own death without it; only the machine's death would hurt.
-        return [*(f"--{name}={value}" for name, value in flags.items()), "--unsafe-no-fsync"]
+        self._server = Server([*command, "--unsafe-no-fsync", *options], folder / "etcd.log")
+        self.running = False
 
     async def start(self, **session: Any) -> None:
         """Returns once it answers a read that needs a leader."""
@@ -111,7 +115,18 @@ class Member:
 
     def thaw(self) -> None:
         """It goes on."""
-        self._server.signal(signal.SIGCONT)
+        if self.running:
+            self._server.signal(signal.SIGCONT)
+
+
+def cluster(folder: Path, size: int = 1, *options: str, scheme: str = "http") -> list[Member]:
+    """Members of one cluster, to be started together."""
+    ports = free_ports(2 * size)
+    peers = {f"m{number}": f"http://127.0.0.1:{port}" for number, port in enumerate(ports[size:])}
+    return [
+        Member(folder / name, name, port, peers, *options, scheme=scheme)
+        for name, port in zip(peers, ports[:size], strict=True)
+    ]
 
 
 class Etcd(RegistrarBackend):
@@ -133,7 +148,7 @@ class Etcd(RegistrarBackend):
         return EtcdRegistry(kind="etcd", address=(self.member.url,))
 
     async def start(self) -> None:
-        self._member = Member(self.folder)
+        (self._member,) = cluster(self.folder)
         await self._member.start()
 
     async def stop(self) -> None:
