@@ -143,7 +143,7 @@ class NacosRegistry(Model):
 
 
 class KubernetesRegistry(Model):
-    """EndpointSlices of the Kubernetes API, by default of the cluster around us; Services' labels are metadata."""
+    """EndpointSlices of Kubernetes, by default of the cluster around us; Services' labels are metadata."""
 
     kind: Literal["kubernetes"]
     """`kubernetes`."""
