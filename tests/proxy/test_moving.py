@@ -696,12 +696,21 @@ async def test_more_than_can_be_kept_makes_the_client_wait_and_loses_nothing(liv
     assert a.got == [str(n) for n in range(200)]
 
 
-async def test_a_client_that_breaks_the_protocol_is_told_1002_behind_what_was_right(live: Live) -> None:
+async def test_a_client_that_breaks_the_protocol_is_told_1002_behind_the_answers_to_what_was_right(
+    live: Live,
+) -> None:
     origin = await live.origin("a")
     client, server = await raw(live, origin)
     fine = encode_frame(Opcode.TEXT, b"fine", MASK)
     client.send(fine + b"\x81\x00")
     assert await server.exactly(len(fine)) == fine
+    # It is sent what a client's own Close would be, and answers in its time.
+    first, size = await server.exactly(2)
+    assert first == 0x80 | Opcode.CLOSE
+    await server.exactly(4 + (size & 0x7F))
+    server.send(encode_frame(Opcode.TEXT, b"answer") + encode_close(1000))
+    expected = encode_frame(Opcode.TEXT, b"answer")
+    assert await client.exactly(len(expected)) == expected
     close = await client.exactly(2)
     assert judged(close + await client.exactly(close[1])) == ([], 1002)
     # RFC 6455 7.1.7: what follows cannot be read, so no answer is waited for; and 7.1.1: no reset before it.
