@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
-from config.units import Address
+from config.units import Address, parse_duration
 
 Path = tuple[str | int, ...]
 Problem = tuple[Path, str]
 Check = Callable[[object], Iterable[Problem]]
 """Looks at one section; the paths of its problems start there."""
+
+_REGISTRABLE = ("embedded", "consul", "etcd", "nacos")
 
 
 def closest(name: str, candidates: Iterable[str]) -> str:
@@ -45,6 +47,9 @@ def sections(config: object) -> list[Problem]:
     found += [((*path, "websocket"), _get(service, "websocket"), websocket) for path, service in services]
     found += [((*path, "match"), _get(route, "match"), match) for path, route in routes]
     found += [(path, route, split) for path, route in routes]
+    for number, entry in enumerate(_one_or_many(config, "register")):
+        given = enumerate(_one_or_many(entry, "notify"))
+        found += [(("register", number, "notify", n), section, notify) for n, section in given]
     return [((*path, *below), text) for path, section, check in found for below, text in check(section)]
 
 
@@ -139,9 +144,15 @@ def split(section: object) -> Iterator[Problem]:
         yield ("split",), "a split needs at least one share above 0"
 
 
+def notify(section: object) -> Iterator[Problem]:
+    """Of `register[].notify[]`."""
+    if _get(section, "secret") is not None and _get(section, "form") != "dingtalk":
+        yield ("secret",), "only form: dingtalk is signed"
+
+
 def workable(config: object) -> list[Problem]:
     """What would keep a process from doing its work with what the operator wrote."""
-    return [*_addresses(config), *_sources(config), *_versions(config)]
+    return [*_addresses(config), *_sources(config), *_versions(config), *_entries(config)]
 
 
 def _get(section: object, key: str) -> object:
@@ -161,9 +172,13 @@ def _services(config: object) -> Mapping[str, object]:
 
 
 def _registries(config: object) -> Sequence[object]:
-    value = _get(config, "registry")
-    if isinstance(value, Mapping):
-        return (value,)
+    return _one_or_many(config, "registry")
+
+
+def _one_or_many(section: object, key: str) -> Sequence[object]:
+    value = _get(section, key)
+    if isinstance(value, (Mapping, str)):
+        return () if value == "none" else (value,)
     return value if isinstance(value, (list, tuple)) else ()
 
 
@@ -206,6 +221,13 @@ def _address(section: object, key: str, default: str = "") -> Address | None:
         return None
 
 
+def _duration(section: object, key: str, default: float) -> float | None:
+    try:
+        return parse_duration(default if (value := _get(section, key)) is None else value)
+    except ValueError:
+        return None
+
+
 def _addresses(config: object) -> Iterator[Problem]:
     listeners = [(("listen", n, "address"), item) for n, item in enumerate(_list(config, "listen"))]
     found: list[tuple[Path, Address | None]] = [(path, _address(item, "address")) for path, item in listeners]
@@ -229,6 +251,29 @@ def _sources(config: object) -> Iterator[Problem]:
     for name, service in _services(config).items():
         if not _list(service, "instances"):
             yield ("services", name), "has no instances, and there is no registry to ask for them"
+
+
+def _entries(config: object) -> Iterator[Problem]:
+    """Of `register`: whether each can be entered somewhere, and is not entered twice."""
+    kinds = {str(kind) for kind in (_get(registry, "kind") for registry in _registries(config)) if kind}
+    able = kinds & set(_REGISTRABLE)
+    shutdown = _duration(config, "shutdown", 30.0)
+    seen = dict[tuple[object, str], int]()
+    for number, entry in enumerate(_one_or_many(config, "register")):
+        wanted = [str(kind) for kind in _one_or_many(entry, "registry")]
+        for kind in wanted:
+            if kind in _REGISTRABLE and kind not in able:
+                yield ("register", number, "registry"), f"there is no registry of the kind {kind}"
+        if not wanted and not able:
+            other = f"; {', '.join(sorted(kinds))} cannot" if kinds else ""
+            yield ("register", number), f"there is no registry in which an instance can enter itself{other}"
+        settle = _duration(entry, "settle", 2.0)
+        if settle is not None and shutdown is not None and settle >= shutdown:
+            yield ("register", number, "settle"), "must be less than shutdown, which it is a part of"
+        identity = _get(entry, "id") or str(_get(entry, "address") or _get(entry, "app"))
+        key = (_get(entry, "service"), str(identity))
+        if (first := seen.setdefault(key, number)) != number:
+            yield ("register", number), f"register[{first}] enters the same instance"
 
 
 def _versions(config: object) -> Iterator[Problem]:

@@ -10,13 +10,13 @@ import inspect
 from collections.abc import Mapping
 from functools import cache
 
-from config import registries, schema
+from config import register, registries, schema
 
 
 @cache
 def descriptions() -> Mapping[str, Mapping[str, str]]:
     """Model name to field name to its text, on one line."""
-    trees = (ast.parse(inspect.getsource(module)) for module in (registries, schema))
+    trees = (ast.parse(inspect.getsource(module)) for module in (register, registries, schema))
     models = (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
     return {model.name: _fields(model) for model in models}
 

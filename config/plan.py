@@ -64,7 +64,7 @@ _EFFECTS: tuple[tuple[Steps, Effect], ...] = (
     ((), Effect.LIVE),
 )
 # What tells the entries of a list apart: the first of these that they have.
-_IDENTITIES = ("name", "id", "kind", "address")
+_IDENTITIES = ("name", "service", "id", "kind", "address", "form")
 _LEAVING: tuple[Steps, ...] = (("services", "*"), ("services", "*", "instances", "*"))
 
 

@@ -8,6 +8,7 @@ text under each field is its documentation, which `config.descriptions` reads.
 
 from __future__ import annotations
 
+import warnings
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -38,6 +39,12 @@ from config.forms import (
 )
 from config.forms import Model as Model
 from config.forms import RetryOn as RetryOn
+from config.register import Notify as Notify
+from config.register import NotifyForm as NotifyForm
+from config.register import NotifyOn as NotifyOn
+from config.register import Ready as Ready
+from config.register import Register as Register
+from config.register import Unready as Unready
 from config.registries import ConsulRegistry as ConsulRegistry
 from config.registries import DnsRegistry as DnsRegistry
 from config.registries import EmbeddedRegistry as EmbeddedRegistry
@@ -461,6 +468,10 @@ class AccessLog(Model):
         return {"path": None} if value == "none" else value
 
 
+# That it hides ABCMeta.register is harmless: nobody declares virtual subclasses of a section.
+warnings.filterwarnings("ignore", 'Field name "register" in "Config" shadows', UserWarning)
+
+
 class Config(Model):
     """The whole configuration of one holdfast process."""
 
@@ -479,6 +490,9 @@ class Config(Model):
     tell of the same instance, the first is believed."""
     guard: Guard = Guard()
     """When registries are not believed at once."""
+    register: Annotated[tuple[Register, ...], ONE_OR_MANY] = ()
+    """Applications beside this process that it enters in the registries; one may be written without the
+    list."""
     services: dict[Name, Service] = Field(default_factory=dict)
     """Each by its name."""
     routes: tuple[Route, ...] = ()

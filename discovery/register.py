@@ -65,7 +65,7 @@ class Registration:
         self.beats_failed = 0
         """Beats that the registry did not take, since the start."""
         self.on_change: Callable[[], None] = lambda: None
-        """Told when `state` has changed."""
+        """Told when `state` has changed, and when the first of several attempts has failed."""
         self._registrar = registrar
         self._timeout = timeout
         self._sleep = sleep
@@ -191,7 +191,10 @@ class Registration:
             _log.warning("%s: cannot register %s: %s; trying on", self.kind, self.instance.id, reason)
         self._failures += 1
         self.last_error = reason
-        self._set(State.UNKNOWN)
+        if self.state is not State.UNKNOWN:
+            self._set(State.UNKNOWN)
+        elif self._failures == 1:
+            self.on_change()
 
     async def _end(self, patience: float) -> None:
         """End the beats; a call that is out has so many seconds to finish."""

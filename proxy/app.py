@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from config.load import ConfigError, Problem, load, read
 from config.plan import Change, Effect, diff
-from config.schema import Address, Config, EmbeddedRegistry
+from config.schema import Address, Config, ConsulRegistry, EmbeddedRegistry, EtcdRegistry
 from config.tree import Place
 from discovery.model import Update, Watcher
 from discovery.static import static_updates
@@ -42,11 +42,16 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from discovery.embedded.server import RegistryServer
+    from discovery.registrar import Registrar
+    from proxy.sidecar import Sidecar
 
 _TICK = 0.5
 """Seconds between the chores: access log, clock text, ends of ejections, the loop's lag."""
 _SHUTDOWN_JITTER = 5.0
 """Most seconds over which the WebSockets of a proxy that ends are closed."""
+
+_SETTLE = 2.0
+"""Seconds in which whoever asks `/readyz` can have heard that a process leaves that is in no registry."""
 
 _NO_ROUTES = "the file has none any more; that is taken over only on request (SIGHUP, holdfast reload)"
 
@@ -80,6 +85,7 @@ class App:
         self.replacement = Replacement(self, command if path is not None else ())
         """By a new process (`holdfast upgrade`)."""
         self._supervisor: Supervisor | None = None
+        self._sidecar: Sidecar | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._chore: asyncio.TimerHandle | None = None
         self.reloading = asyncio.Lock()
@@ -102,6 +108,12 @@ class App:
     def sources(self) -> Sequence[Source]:
         """The registries as they are doing."""
         return self._supervisor.sources if self._supervisor is not None else ()
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What is entered in registries. Only once started."""
+        assert self._sidecar is not None
+        return self._sidecar
 
     @property
     def registry_url(self) -> str:
@@ -134,8 +146,20 @@ class App:
             return ["it is not listening yet"]
         if plane.draining:
             return ["it is shutting down"]
+        reasons = self._sidecar.unready() if self._sidecar is not None else []
         unknown = sorted(name for name, state in self.table.services.items() if not state.known)
-        return [f"no registry has answered yet for {', '.join(unknown)}"] if unknown else []
+        if unknown:
+            reasons.append(f"no registry has answered yet for {', '.join(unknown)}")
+        return reasons
+
+    async def leave(self, settle: float | None = None) -> None:
+        """Not ready from now on, taken out of every registry; returns when everybody can have heard of it.
+
+        Requests are served as before. `settle`: seconds to wait for that, instead of the configured ones.
+        """
+        if settle is None and not self._config.register:
+            settle = _SETTLE
+        await self.sidecar.leave(self._config.shutdown, settle)
 
     def depart(self, departures: Sequence[Departure], deadline: float | None) -> None:
         """Empty endpoints within `deadline` seconds, or their service's drain timeout when None."""
@@ -208,6 +232,7 @@ class App:
             # Importing aiohttp takes longer than all that was done so far: clients need not wait for it.
             await loop.run_in_executor(None, _import_the_rest)
         await self._start_discovery(inheritance.registry)
+        await self._enter(inheritance.entries)
         admin = self._admin = await self._make_admin()
         # What start-up made lives for ever: leave it out of every later collection.
         gc.collect()
@@ -215,7 +240,7 @@ class App:
         if predecessor is not None:
             # Nothing can fail from here on: so nobody is accepted here whom the old process could not serve.
             # And nothing takes long: what is handed over waits.
-            await predecessor.up(plane)
+            await predecessor.up(plane, self.sidecar.keys)
             await self._accept()
             self._go_on()
         await self._accept_admin(admin)
@@ -270,6 +295,34 @@ class App:
         )
         self._tasks.append(asyncio.create_task(self._supervisor.run(), name="discovery"))
 
+    async def _enter(self, inherited: Sequence[Sequence[object]]) -> None:
+        """Begin with the sections `register`."""
+        from discovery.build import make_registrar, make_watcher
+        from proxy.sidecar import Place, Sidecar
+
+        places: list[Place] = []
+        for rank, registry in enumerate(self._config.registry):
+            name = f"{rank}-{registry.kind}"
+            match registry:
+                case EmbeddedRegistry():
+                    places.append(Place(registry.kind, name, self._make_own_registrar, self._watch_own))
+                case ConsulRegistry() | EtcdRegistry():
+                    registrar = partial(make_registrar, registry)
+                    places.append(Place(registry.kind, name, registrar, partial(make_watcher, registry)))
+        self._sidecar = Sidecar(places, self.events.emit, clock=self.plane.clock)
+        await self._sidecar.start(self._config.register, inherited)
+
+    def _make_own_registrar(self, *, ttl: float, check: str | None) -> Registrar:
+        """In the embedded registry, wherever that listens now."""
+        from discovery.build import make_registrar
+
+        own = ConsulRegistry(kind="consul", address=self.registry_url)
+        return make_registrar(own, ttl=ttl, check=check)
+
+    def _watch_own(self) -> Watcher:
+        assert self._registry is not None
+        return self._registry.watcher()
+
     async def _make_admin(self) -> web.AppRunner:
         from aiohttp import web
 
@@ -286,18 +339,26 @@ class App:
             await web.SockSite(runner, sock.dup()).start()
 
     async def drain(self) -> None:
-        """Stop accepting, let everything finish within `shutdown` seconds, then cut what is left.
+        """Leave the registries, stop accepting, let everything finish, then cut what is left: all of it
+        within `shutdown` seconds.
 
         A process that has been replaced has given its clients that time already.
         """
         plane = self.plane
+        began, limit = plane.clock(), self._config.shutdown
+        if self.replacement.successor is None:
+            # Whoever has not heard of it yet still comes, and is served.
+            await self.sidecar.leave(limit)
         plane.draining = True
-        limit = self._config.shutdown
+        limit -= plane.clock() - began
         if self.replacement.over.is_set():
             if not plane.clients and not len(plane.sessions):
                 return
             limit = min(limit, _SHUTDOWN_JITTER)
-        self.events.emit("draining", clients=len(plane.clients), tunnels=len(plane.sessions), seconds=limit)
+        limit = max(0.0, limit)
+        self.events.emit(
+            "draining", clients=len(plane.clients), tunnels=len(plane.sessions), seconds=round(limit, 1)
+        )
         self._stop_listening()
         for client in tuple(plane.clients):
             client.shut_when_idle()
@@ -321,6 +382,8 @@ class App:
         """End everything that is left."""
         await self.replacement.close()
         self._stop_listening()
+        if self._sidecar is not None:
+            await self._sidecar.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -372,6 +435,19 @@ class App:
             groups.append(("registry", _embedded(self._bound).listen, [self._registry_socket]))
         return groups
 
+    @property
+    def ending(self) -> bool:
+        """Whether it has begun to leave, and takes no other way out."""
+        return self.plane.draining or self.sidecar.leaving
+
+    def entries(self) -> list[tuple[str, str, bool]]:
+        """What it has entered in registries: service, id, and whether it counts as up."""
+        return self.sidecar.save()
+
+    async def renew_entries(self) -> None:
+        """Keep them after all."""
+        await self.sidecar.renew()
+
     async def close_registry(self) -> bytes | None:
         """Stop serving the embedded registry; its contents, None when there is none."""
         if self._registry is None:
@@ -394,6 +470,7 @@ class App:
     async def retire(self) -> None:
         """End everything but the connections of clients."""
         await self._stop_tasks("discovery", "config")
+        await self.sidecar.release(self.replacement.kept_entries)
         if self._checker is not None:
             await self._checker.close()
         if self._admin is not None:
@@ -476,6 +553,8 @@ class App:
             self._checker.sync(name)
         if self._supervisor is not None:
             self._supervisor.set_services(_watched(new))
+        if new.register != former.register:
+            self.sidecar.configure(new.register)
 
     def _updated(self, update: Update) -> None:
         """A full set of a service's instances has come: nothing starts on those that are not in it."""
@@ -509,5 +588,5 @@ def _embedded(config: Config) -> EmbeddedRegistry:
 
 
 def _import_the_rest() -> None:
-    for module in ("aiohttp.web", "proxy.admin", "discovery.build"):
+    for module in ("aiohttp.web", "proxy.admin", "proxy.sidecar", "discovery.build"):
         importlib.import_module(module)

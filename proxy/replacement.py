@@ -49,8 +49,18 @@ class Estate(Protocol):
     def reloading(self) -> asyncio.Lock:
         """Held while the configuration changes."""
 
+    @property
+    def ending(self) -> bool:
+        """Whether it has begun to leave, and takes no other way out."""
+
     def sockets(self) -> list[Group]:
         """Everything that listens."""
+
+    def entries(self) -> list[tuple[str, str, bool]]:
+        """What it has entered in registries: service, id, and whether it counts as up."""
+
+    async def renew_entries(self) -> None:
+        """Keep them after all."""
 
     async def close_registry(self) -> bytes | None:
         """Stop serving the embedded registry; its contents, None when there is none."""
@@ -81,6 +91,11 @@ class Replacement:
         """Told of the process that will take this one's place, just before it does."""
 
     @property
+    def kept_entries(self) -> Sequence[Sequence[object]]:
+        """Service and id of what the process that has taken this one's place keeps entered."""
+        return self._successor.entries if self._successor is not None else ()
+
+    @property
     def successor(self) -> int | None:
         """The process that has taken this one's place; None while there is none."""
         return self._successor.pid if self._successor is not None else None
@@ -94,7 +109,7 @@ class Replacement:
         estate = self._estate
         if not self._command:
             raise HandoverError("this process was started without a file that a new one could read")
-        if estate.plane.draining:
+        if estate.ending:
             raise HandoverError("this process is shutting down")
         if self._under_way.locked() or self._successor is not None:
             raise HandoverError("an upgrade is under way")
@@ -125,10 +140,11 @@ class Replacement:
                 "figures": figures,
                 "table": plane.table.save(),
                 "registry": contents or b"",
+                "entries": estate.entries(),
                 "sockets": [(_name(purpose, address), len(socks)) for purpose, address, socks in groups],
             }
             await successor.give(facts, [sock for _, _, socks in groups for sock in socks])
-            if plane.draining:
+            if estate.ending:
                 raise HandoverError("this process is shutting down")
             self.on_successor(successor.pid)
             await successor.confirm()
@@ -136,6 +152,7 @@ class Replacement:
             await successor.dismiss()
             if contents is not None:
                 await estate.reopen_registry(contents)
+            await estate.renew_entries()
             raise
         return figures
 
@@ -174,6 +191,8 @@ class Inheritance:
         self._sockets: dict[str, list[list[socket.socket]]] = {}
         self.registry = b""
         """The contents of the old process's embedded registry."""
+        self.entries: Sequence[Sequence[object]] = ()
+        """What the old process has entered in registries."""
 
     async def take(self, plane: Plane, config: Config) -> None:
         """Take over what the old process knows. Raises `HandoverError`."""
@@ -185,6 +204,7 @@ class Inheritance:
         plane.table.load(facts["table"], config, plane.clock())
         set_figures(plane, facts["figures"])
         self.registry = facts["registry"]
+        self.entries = facts.get("entries", ())  # a version before 0.2 enters nothing
 
     def claim(self, purpose: str, address: Address) -> list[socket.socket]:
         """Listening sockets for an address: those of the old process, else new ones. Raises `OSError`."""

@@ -44,6 +44,8 @@ class Successor:
     def __init__(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
         self.process = process
         self._channel = channel
+        self.entries: Sequence[Sequence[object]] = ()
+        """Service and id of what it keeps entered in registries."""
         self._places: Places = {}
         self._given = 0
         self._closing: set[Tunnel] = set()
@@ -82,7 +84,8 @@ class Successor:
         When it returns the new process could accept, and waits for `confirm`.
         """
         await self._say("take", facts, [sock.fileno() for sock in sockets])
-        self._places = (await self._hear("up", UP_TIME))["places"]
+        heard = await self._hear("up", UP_TIME)
+        self._places, self.entries = heard["places"], heard.get("entries", ())
 
     async def confirm(self) -> None:
         """Let the new process accept. Raises `HandoverError`, as `start` does."""
@@ -229,8 +232,8 @@ class Predecessor:
         with contextlib.suppress(HandoverError):
             await self._channel.send("failed", {"why": why})
 
-    async def up(self, plane: Plane) -> None:
-        """Say that this process can accept; returns when it may.
+    async def up(self, plane: Plane, entries: Sequence[Sequence[object]]) -> None:
+        """Say that this process can accept, and which entries in registries it keeps; returns when it may.
 
         Whatever has become of the old one: if it did not want this process it would have ended it.
         """
@@ -239,7 +242,7 @@ class Predecessor:
             for name, service in plane.table.services.items()
         }
         try:
-            await self._channel.send("up", {"places": places})
+            await self._channel.send("up", {"places": places, "entries": entries})
             async with asyncio.timeout(_CONFIRM):
                 await self._channel.expect("yours")
         except (HandoverError, TimeoutError) as error:

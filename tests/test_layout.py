@@ -31,6 +31,7 @@ PURE = {
         "replay",
         "retry",
         "route",
+        "sidecar.notice",
         "split",
         "sticky",
     )
@@ -64,6 +65,9 @@ IMPURE = {
 
 CHAT_MAY = {"discovery.consul_registrar", "discovery.model", "discovery.register"}
 """What the chat needs of discovery: how to enter itself."""
+
+ENTERING = {"discovery.labels", "discovery.register", "discovery.registrar"}
+"""What the sidecar's duties need of discovery."""
 
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval"}
 
@@ -128,6 +132,8 @@ def may_import(importer: str, imported: str) -> bool:
         return other == "config"
     if own == "chat":
         return other == "config" or imported in CHAT_MAY
+    if below(importer, "proxy.sidecar") and imported in ENTERING:
+        return True
     if below(importer, "proxy.app", "proxy.cli"):
         return other != "chat" or below(importer, "proxy.cli")
     return other == "config" or imported == "discovery.model"

@@ -19,6 +19,8 @@ from proxy.admin.models import (
     DrainOrder,
     EjectOrder,
     InstanceView,
+    LeaveOrder,
+    LeftView,
     PlanOrder,
     SplitOrder,
     SplitView,
@@ -30,6 +32,8 @@ from proxy.endpoint import Endpoint, State
 from proxy.handover import HandoverError
 from proxy.table import Cause, Departure
 
+_BROWSER = ("Sec-Fetch-Site", "Origin", "Referer", "Cookie", "Accept-Language")
+"""Fields that browsers send, and kubelets do not."""
 _ONE = "/v1/services/{service}/instances/{instance}"
 
 
@@ -109,6 +113,23 @@ class Changing:
                 self.upgrade,
                 UpgradeView,
                 refusals=(409,),
+            ),
+            Operation(
+                "POST",
+                "/v1/leave",
+                "Take the applications beside this process out of the registries, and let everybody hear.",
+                self.leave,
+                LeftView,
+                LeaveOrder,
+                order_needed=False,
+            ),
+            Operation(
+                "GET",
+                "/v1/prestop",
+                "The same, for the preStop hooks of Kubernetes, which can only GET. Not for browsers.",
+                self.prestop,
+                LeftView,
+                refusals=(403,),
             ),
             Operation(
                 "POST",
@@ -202,6 +223,19 @@ class Changing:
             raise Refused(409, "upgrade_failed", str(error)) from None
         self._log(request, "upgrade", pid=pid)
         return UpgradeView(pid=pid)
+
+    async def leave(self, request: web.Request, order: LeaveOrder | None) -> LeftView:
+        """Once and for all: what comes back is the next process."""
+        left = [entry.instance.id for entry in self._control.sidecar.entries]
+        self._log(request, "leave", left=left)
+        await self._control.leave(order.settle if order is not None else None)
+        return LeftView(left=left)
+
+    async def prestop(self, request: web.Request, _: None) -> LeftView:
+        """A GET that changes something: so pages that somebody visits must not be able to send it."""
+        if request.method != "GET" or any(name in request.headers for name in _BROWSER):
+            raise Refused(403, "not_for_browsers", "this is for preStop hooks; POST /v1/leave does the same")
+        return await self.leave(request, None)
 
     async def plan(self, request: web.Request, order: PlanOrder | None) -> ChangesView:
         """Environment and `${VAR}` are those of the running process."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from config.schema import Config
 from proxy.events import EventLog
 from proxy.plane import Plane
+from proxy.sidecar import Sidecar
 from proxy.table import Departure
 
 
@@ -72,6 +73,16 @@ class Control(Protocol):
     @property
     def sources(self) -> Sequence[Source]:
         """The registries, in the order of the configuration."""
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What is entered in registries."""
+
+    async def leave(self, settle: float | None) -> None:
+        """Not ready from now on, taken out of every registry; returns when everybody can have heard of it.
+
+        `settle`: seconds to wait for that, instead of the configured ones. Requests are served as before.
+        """
 
     def unready(self) -> list[str]:
         """Why no traffic should be sent here, in sentences; empty when it is ready."""

@@ -36,6 +36,7 @@ _STATES = tuple(state.value for state in State if state is not State.GONE)
 _ROUTE = ("route", "service", "version")
 _INSTANCE = ("service", "instance", "version")
 _REGISTRY = ("registry", "kind")
+_ENTRY = ("service", "instance", "registry")
 
 Buckets = tuple[Sequence[float], Sequence[int], float]
 """A histogram: bounds, counts, sum."""
@@ -71,6 +72,16 @@ class _Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class _Entry:
+    """An application beside this process in one registry; `labels` are those of `_ENTRY`."""
+
+    labels: tuple[str, str, str]
+    registered: bool
+    seconds: float
+    beats_failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All figures of one moment, as plain numbers."""
 
@@ -87,6 +98,9 @@ class Snapshot:
     instances: list[_Instance]
     sources: list[tuple[tuple[str, str], float, int]]
     evictions: list[tuple[tuple[str, str], Buckets]]
+    apps: list[tuple[tuple[str, str], bool]]
+    entries: list[_Entry]
+    notices: list[tuple[tuple[str, str, str], int]]
 
 
 def read(control: Control) -> Snapshot:
@@ -119,6 +133,23 @@ def read(control: Control) -> Snapshot:
         instances=_read_instances(plane.table),
         sources=[((registry_name(s), s.kind), s.staleness(now), s.held) for s in control.sources],
         evictions=[(key, _copied(histogram)) for key, histogram in counters.evictions.items()],
+        apps=[((e.instance.service, e.instance.id), e.app_ready) for e in control.sidecar.entries],
+        entries=[
+            _Entry(
+                (entry.instance.service, entry.instance.id, seat.place.name),
+                seat.registered,
+                seat.seconds,
+                seat.beats_failed,
+            )
+            for entry in control.sidecar.entries
+            for seat in entry.seats
+        ],
+        notices=[
+            ((entry.instance.service, webhook.form, result), count)
+            for entry in control.sidecar.entries
+            for webhook in entry.webhooks
+            for result, count in (("sent", webhook.sent), ("lost", webhook.lost))
+        ],
     )
 
 
@@ -183,6 +214,7 @@ class _Families(Collector):
         yield panicking
         yield from _instances(snapshot.instances)
         yield from _discovery(snapshot)
+        yield from _entries(snapshot)
         yield from _PROCESS.collect()
 
 
@@ -310,3 +342,35 @@ def _add(family: HistogramMetricFamily, labels: Sequence[str], histogram: Bucket
     bounds, counts, total = histogram
     limits = [*(str(bound) for bound in bounds), "+Inf"]
     family.add_metric(labels, list(zip(limits, accumulate(counts), strict=True)), sum_value=total)
+
+
+def _entries(snapshot: Snapshot) -> Iterator[Metric]:
+    ready = GaugeMetricFamily(
+        "holdfast_app_ready", "Whether the application beside this process is.", labels=_ENTRY[:2]
+    )
+    for app, value in snapshot.apps:
+        ready.add_metric(app, float(value))
+    yield ready
+    registered = GaugeMetricFamily(
+        "holdfast_registered", "Whether a registry has the application's entry.", labels=_ENTRY
+    )
+    seconds = GaugeMetricFamily(
+        "holdfast_register_seconds", "From the application's readiness until it was shown.", labels=_ENTRY
+    )
+    beats = CounterMetricFamily(
+        "holdfast_register_beats_failed", "Beats that a registry did not take.", labels=_ENTRY
+    )
+    for entry in snapshot.entries:
+        registered.add_metric(entry.labels, float(entry.registered))
+        seconds.add_metric(entry.labels, entry.seconds)
+        beats.add_metric(entry.labels, entry.beats_failed)
+    yield from (registered, seconds, beats)
+    notices = CounterMetricFamily(
+        "holdfast_notices", "Notices to webhooks.", labels=("service", "form", "result")
+    )
+    total: dict[tuple[str, str, str], int] = {}
+    for labels, count in snapshot.notices:
+        total[labels] = total.get(labels, 0) + count
+    for labels, count in total.items():
+        notices.add_metric(labels, count)
+    yield notices

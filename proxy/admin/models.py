@@ -215,6 +215,32 @@ class RegistryView(View):
     error: str | None
 
 
+class EntryRegistryView(View):
+    """An application's entry in one registry."""
+
+    name: str
+    """The registry's place in the configuration and its kind."""
+    registered: bool
+    """Whether it has the entry, as far as this process knows."""
+    shown: bool
+    """Whether it has shown the entry to whoever watches it."""
+    error: str | None
+    """Why it does not have it."""
+
+
+class EntryView(View):
+    """An application that this process enters in registries."""
+
+    service: str
+    id: str
+    address: str
+    """What others are told to reach it by."""
+    app_ready: bool
+    app_error: str | None
+    """Why the application is not ready."""
+    registries: list[EntryRegistryView]
+
+
 class TotalsView(View):
     """Process-wide counts since the start; `_open` ones are now."""
 
@@ -242,6 +268,8 @@ class StatusView(View):
     """Why it is not ready."""
     totals: TotalsView
     registries: list[RegistryView]
+    entries: list[EntryView]
+    """Of the applications beside this process."""
     services: list[ServiceView]
 
 
@@ -267,6 +295,13 @@ class UpgradeView(View):
     """The process that has taken over."""
 
     pid: int
+
+
+class LeftView(View):
+    """What has left."""
+
+    left: list[str]
+    """Ids of the instances that were taken out of the registries."""
 
 
 class EventsView(View):
@@ -325,6 +360,13 @@ class DrainOrder(Order):
 
     deadline: Duration | None = None
     """What is in flight has so long; the service's drain timeout when absent."""
+
+
+class LeaveOrder(Order):
+    """Leave the registries."""
+
+    settle: Duration | None = None
+    """Wait so long for others to hear of it; as configured when absent."""
 
 
 class EjectOrder(Order):

@@ -8,6 +8,8 @@ from typing import Any
 from proxy.admin.control import Change, Control, Source
 from proxy.admin.models import (
     ChangeView,
+    EntryRegistryView,
+    EntryView,
     InstanceView,
     OverrideView,
     RegistryView,
@@ -22,6 +24,7 @@ from proxy.admin.models import (
 )
 from proxy.endpoint import Endpoint, State
 from proxy.metrics import Traffic
+from proxy.sidecar.entry import Entry
 from proxy.table import RouteState, ServiceState, Table
 
 
@@ -166,6 +169,23 @@ def registry_name(source: Source) -> str:
     return f"{source.rank}-{source.kind}"
 
 
+def entry_view(entry: Entry) -> EntryView:
+    """An application beside this process, as it is doing."""
+    return EntryView(
+        service=entry.instance.service,
+        id=entry.instance.id,
+        address=entry.instance.address,
+        app_ready=entry.app_ready,
+        app_error=entry.wrong,
+        registries=[
+            EntryRegistryView(
+                name=seat.place.name, registered=seat.registered, shown=seat.confirmed, error=seat.error
+            )
+            for seat in entry.seats
+        ],
+    )
+
+
 def status_view(control: Control, version: str, pid: int, uptime: float) -> StatusView:
     """The process as a whole."""
     plane = control.plane
@@ -190,6 +210,7 @@ def status_view(control: Control, version: str, pid: int, uptime: float) -> Stat
             log_lines_dropped=plane.log.dropped,
         ),
         registries=[registry_view(source, now) for source in control.sources],
+        entries=[entry_view(entry) for entry in control.sidecar.entries],
         services=[service_view(state) for state in plane.table.services.values()],
     )
 

@@ -25,6 +25,9 @@ from proxy.cli.common import (
 _POLL = 0.2
 """Seconds between looks at an instance that is being waited for."""
 
+_LEAVE = 600.0
+"""Seconds in which a proxy has surely left: it keeps to its own `shutdown`."""
+
 _SLACK = 2.0
 """Seconds over a drain's deadline in which the proxy may still be closing what is left."""
 
@@ -53,6 +56,7 @@ def _status_text(answer: dict[str, Any]) -> str:
         f"{totals['requests']} requests so far, {totals['retries']} retries",
     ]
     lines += [_registry_line(registry) for registry in answer["registries"]]
+    lines += [_entry_line(entry) for entry in answer["entries"]]
     rows = [_service_row(service) for service in answer["services"]]
     return "\n".join([*lines, "", table(_SERVICE_HEAD, rows)]) if rows else "\n".join(lines)
 
@@ -64,6 +68,19 @@ def _registry_line(registry: dict[str, Any]) -> str:
     if registry["held"]:
         line += f", {registry['held']} missing instances kept until that is certain"
     return f"{line} ({registry['error']})" if registry["state"] == "failed" else line
+
+
+def _entry_line(entry: dict[str, Any]) -> str:
+    line = f"{entry['service']} {entry['id']} ({entry['address']}): "
+    if not entry["app_ready"]:
+        return f"{line}not ready, {entry['app_error']}"
+    return line + ", ".join(f"{_entered(registry)} {registry['name']}" for registry in entry["registries"])
+
+
+def _entered(registry: dict[str, Any]) -> str:
+    if not registry["registered"]:
+        return f"not registered ({registry['error'] or 'under way'}) in"
+    return "shown by" if registry["shown"] else "registered in"
 
 
 _SERVICE_HEAD = ("service", "ready", "instances", "balance", "in flight", "tunnels", "requests", "failed")
@@ -340,6 +357,23 @@ def upgrade(session: Session) -> None:
     session.show(answer, lambda: f"process {answer['pid']} has taken over")
 
 
+@click.command(short_help="Take the applications beside a proxy out of the registries.")
+@click.option(
+    "--settle", metavar="DURATION", callback=_seconds, help="How long others may take to hear of it."
+)
+@speaks_to_proxy
+def leave(session: Session, settle: float | None) -> None:
+    """Take what a sidecar has registered out of the registries, and wait until everybody can have heard.
+
+    The proxy is not ready from then on, and serves what still comes until it gets SIGTERM. Made for preStop
+    hooks.
+    """
+    body = None if settle is None else {"settle": settle}
+    answer = session.client(timeout=(settle or 0.0) + _LEAVE).send("POST", "/v1/leave", body)
+    left = ", ".join(answer["left"])
+    session.show(answer, lambda: f"left the registries: {left}" if left else "not ready from now on")
+
+
 def _changes_text(changes: list[dict[str, Any]]) -> str:
     if not changes:
         return "nothing changes"
@@ -359,4 +393,5 @@ VERBS: tuple[click.Command, ...] = (
     plan,
     reload,
     upgrade,
+    leave,
 )

@@ -19,6 +19,7 @@ from proxy.accesslog import AccessLog
 from proxy.admin import make_app
 from proxy.events import EventLog
 from proxy.plane import Plane
+from proxy.sidecar import Sidecar
 from proxy.table import Departure, Table
 
 CONFIG = """
@@ -79,6 +80,7 @@ class FakeControl:
             FakeSource("consul", SourceState.LIVE, 0.0),
             FakeSource("file", SourceState.FAILED, 12.5),
         ]
+        self.sidecar = Sidecar((), self.events.emit)
         self.reasons: list[str] = []
         self.departures: list[tuple[list[Departure], float | None]] = []
         self.file = text
@@ -89,6 +91,9 @@ class FakeControl:
     def depart(self, departures: Sequence[Departure], deadline: float | None) -> None:
         if departures:
             self.departures.append((list(departures), deadline))
+
+    async def leave(self, settle: float | None) -> None:
+        await self.sidecar.leave(30.0, settle)
 
     async def plan(self, data: bytes | None, source: str) -> Sequence[Change]:
         new = read(data if data is not None else self.file.encode(), source=source, environ={})
