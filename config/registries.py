@@ -238,3 +238,8 @@ class Guard(Model):
     """An instance held back leaves after so long; 0: no guard."""
     repeat: Duration = 5.0
     """The same answer again after so long is believed; longer than instances need to register anew."""
+    flaps: Annotated[int, Field(ge=0)] = 3
+    """An instance that vanished so often, each time soon after it came back, is used only while no other can
+    be; 0: no limit."""
+    calm: Duration = 30.0
+    """Such an instance is relied on again when it has stayed for so long."""

@@ -2,8 +2,8 @@
 
 A registry that restarts empty, loses its disk or its peers tells of services without instances while all of
 them are alive. One instance that leaves is believed at once, always. When most of a service vanishes in one
-answer, or the registry no longer knows the service, each missing instance becomes a suspect: it stays until
-it says itself that it is not ready, the registry repeats its answer, or `Guard.hold` has passed.
+answer, or the registry no longer knows the service, each missing instance becomes a suspect: it stays as last
+choice until it says itself that it is not ready, the registry repeats its answer, or `Guard.hold` has passed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from config.registries import Guard
+from discovery.damping import Damping
 from discovery.model import Instance, Status, Update
 
 Instances = tuple[Instance, ...] | None
@@ -46,8 +47,10 @@ class _Origin(Enum):
     NOWHERE = "nowhere"
     DISK = "disk"
     """Remembered from an earlier process and not in use: any real set replaces it."""
+    FALLBACK = "fallback"
+    """A remembered set that had to be put to use: losses are judged."""
     REGISTRY = "registry"
-    """An answer, or a remembered set that had to be put to use: losses are judged."""
+    """An answer: losses are judged."""
 
 
 class Belief:
@@ -58,10 +61,23 @@ class Belief:
         self._origin = _Origin.NOWHERE
         self._told: Instances = None
         self._suspects: dict[str, _Suspect] = {}
+        self._damping = Damping(guard.flaps, guard.calm)
 
     @property
     def believed(self) -> Instances:
-        """What the registry told last, with the suspects as they were before; sorted by id."""
+        """What the registry told last, and the suspects; those and who flaps are `DOUBTFUL`. Sorted by id."""
+        known = self.known
+        doubtful = self._suspects.keys() | self._damping.flapping
+        if known is None or not doubtful:
+            return known
+        return tuple(
+            replace(i, status=Status.DOUBTFUL) if i.id in doubtful and i.status is Status.UP else i
+            for i in known
+        )
+
+    @property
+    def known(self) -> Instances:
+        """The same without the doubts: what is to be remembered."""
         if self._told is None and not self._suspects:
             return None
         merged = {instance.id: instance for instance in self._told or ()}
@@ -74,11 +90,26 @@ class Belief:
         return len(self._suspects)
 
     @property
+    def flapping(self) -> frozenset[str]:
+        """Ids of the instances that are used only as last choice because they come and go."""
+        return self._damping.flapping
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was an answer, or what is remembered had to do."""
+        return self._origin in (_Origin.FALLBACK, _Origin.REGISTRY)
+
+    @property
+    def from_disk(self) -> bool:
+        """Whether what is believed was remembered from an earlier process, for want of an answer."""
+        return self._origin is _Origin.FALLBACK
+
+    @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        if not self._suspects:
-            return None
-        return min(suspect.since for suspect in self._suspects.values()) + self._guard.hold
+        held = [suspect.since + self._guard.hold for suspect in self._suspects.values()]
+        calm = self._damping.deadline
+        return min(held if calm is None else [*held, calm], default=None)
 
     def remember(self, instances: tuple[Instance, ...]) -> None:
         """Takes what an earlier process believed, before the first answer."""
@@ -89,7 +120,7 @@ class Belief:
         """Puts what is remembered to use, as the registry does not answer. Returns whether there is any."""
         if self._origin is not _Origin.DISK:
             return False
-        self._origin = _Origin.REGISTRY
+        self._origin = _Origin.FALLBACK
         return True
 
     def answer(self, instances: Instances, at: float, *, partial: bool = False) -> tuple[Instance, ...]:
@@ -99,19 +130,22 @@ class Belief:
         """
         if self._origin is _Origin.DISK and instances is not None:
             self._told = None
-        before = {instance.id: instance for instance in self.believed or ()}
+        before = {instance.id: instance for instance in self.known or ()}
         told = {instance.id: instance for instance in instances or ()}
         lost = {name: instance for name, instance in before.items() if _is_lost(instance, told)}
         held = {name: suspect for name, suspect in self._suspects.items() if name in lost}
         trusted = sum(i.status is not Status.DOWN for name, i in before.items() if name not in held)
-        if self._origin is _Origin.REGISTRY and instances == self._told:
+        if self.has_begun and instances == self._told:
             confirmed_before = at - self._guard.repeat
             held_still = {name: s for name, s in held.items() if s.since > confirmed_before}
         else:
             held_still = held
         self._told, self._origin, self._suspects = instances, _Origin.REGISTRY, held_still
         fresh = tuple(instance for name, instance in lost.items() if name not in held)
-        if not self._is_doubtful(len(fresh), trusted, absent=partial or instances is None):
+        doubtful = self._is_doubtful(len(fresh), trusted, absent=partial or instances is None)
+        present = {name for name, instance in told.items() if instance.status is Status.UP}
+        self._damping.note(() if doubtful else [instance.id for instance in fresh], present, at)
+        if not doubtful:
             return ()
         self._suspects = held_still | {instance.id: _Suspect(instance, at) for instance in fresh}
         return fresh
@@ -125,11 +159,17 @@ class Belief:
         return True
 
     def expire(self, now: float) -> bool:
-        """Gives up the suspects that were held long enough. Returns whether there were any."""
+        """Gives up the suspects that were held long enough, and the doubts of who has stayed for long enough.
+        Returns whether there were any."""
         due = [name for name, s in self._suspects.items() if s.since + self._guard.hold <= now]
         for name in due:
             del self._suspects[name]
-        return bool(due)
+        return self._damping.expire(now) or bool(due)
+
+    def renew(self, now: float) -> None:
+        """This process was stopped, and could hear nobody: every deadline begins anew."""
+        self._suspects = {name: replace(suspect, since=now) for name, suspect in self._suspects.items()}
+        self._damping.renew(now)
 
     def _is_doubtful(self, lost: int, trusted: int, *, absent: bool) -> bool:
         if self._guard.hold <= 0 or not lost:
@@ -153,7 +193,8 @@ class Merge:
     """The sets of several registries as one set for each service.
 
     A registry that fails keeps its last set and hurts none of the others. Where two tell of the same id or
-    address, the earlier registry is believed. A set is returned only when it differs from the last one.
+    address, the earlier registry is believed, unless it is not sure itself. A set is returned only when it
+    differs from the last one.
     """
 
     def __init__(self) -> None:
@@ -208,8 +249,10 @@ class Merge:
             return known[0] if known else None
         ids: dict[str, Instance] = {}
         addresses: set[str] = set()
-        for instances in known:
-            new = [i for i in instances if i.id not in ids and i.address not in addresses]
-            ids.update((instance.id, instance) for instance in new)
-            addresses.update(instance.address for instance in new)
+        for doubtful in (False, True):
+            for instances in known:
+                candidates = [i for i in instances if (i.status is Status.DOUBTFUL) is doubtful]
+                new = [i for i in candidates if i.id not in ids and i.address not in addresses]
+                ids.update((instance.id, instance) for instance in new)
+                addresses.update(instance.address for instance in new)
         return tuple(sorted(ids.values(), key=lambda instance: instance.id))

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,14 @@ from config.registries import Guard
 from discovery.belief import Backoff, Belief, Merge
 from discovery.lastgood import LastGood, encode
 from discovery.model import Instance, RegistryError, Update, Watcher
+from discovery.source import Source, SourceState
+
+__all__ = ["Source", "SourceState", "Supervisor"]
 
 Sink = Callable[[Update], None]
 """Takes each changed full set; synchronous. What it raises ends `Supervisor.run`."""
+Emit = Callable[..., None]
+"""Takes an event: its kind, and its facts by name."""
 Confirm = Callable[[Instance], Awaitable[bool]]
 """Asks one instance for its health now: whether it says that it is ready. May raise: then it said nothing."""
 Sleep = Callable[[float], Awaitable[None]]
@@ -32,59 +37,21 @@ PATIENCE = 1.0
 """Seconds a cold start waits for a first answer before it uses what is on disk."""
 SAVE_DELAY = 0.5
 """Seconds in which changes are gathered into one write of the last good sets."""
+PAUSE = 2.0
+"""Seconds a timer may be late; more means that this process was stopped, and every deadline begins anew."""
 
 _log = logging.getLogger(__name__)
-
-
-class SourceState(Enum):
-    """How one registry is doing."""
-
-    CONNECTING = "connecting"
-    """No answer in this attempt yet."""
-    LIVE = "live"
-    """It answered and its watch is open."""
-    FAILED = "failed"
-    """The last attempt failed; the next one waits."""
 
 
 class _WatchFailed(Exception):
     """The watcher raised; the message is the reason. Tells its errors from those of the sink."""
 
 
-class Source:
-    """One registry as it is doing now. Read by metrics and status; changed by its `Supervisor` only."""
-
-    def __init__(self, rank: int, watcher: Watcher, started: float) -> None:
-        self.rank = rank
-        self.kind = watcher.kind
-        self.state = SourceState.CONNECTING
-        self.failures = 0
-        """In a row; 0 after an answer."""
-        self.last_error: str | None = None
-        """Of the last failure; kept after recovery."""
-        self.watcher = watcher
-        self.beliefs: dict[str, Belief] = {}
-        self.answered_at = started
-
-    @property
-    def held(self) -> int:
-        """Instances that stay although the registry no longer lists them as alive (see `Guard`)."""
-        return sum(belief.suspects for belief in self.beliefs.values())
-
-    def staleness(self, now: float) -> float:
-        """Seconds since the registry was last known to be right: 0 while its watch is open and answered, else
-        since its last answer, or since the start when there was none."""
-        return 0.0 if self.state is SourceState.LIVE else max(0.0, now - self.answered_at)
-
-    def __repr__(self) -> str:
-        error = f", {self.last_error}" if self.state is SourceState.FAILED else ""
-        return f"<registry {self.rank} {self.kind}: {self.state.value}, {self.held} held{error}>"
-
-
 class Supervisor:
     """Runs `watchers` (the first takes precedence) and gives changes to `sink` in the loop it runs in.
 
-    `confirm` asks suspects of a mass loss for their health; without it they stay for `guard.hold`.
+    `confirm` asks suspects of a mass loss for their health; without it they stay for `guard.hold`. `emit` is
+    told of what registries do that they should not.
     `directory` is where last good sets are kept; nowhere when None. `inherited` is what an earlier process
     knew: it is not told to `sink`, but nothing of it is lost to a registry that answers late. `clock` is
     `time.monotonic`-like.
@@ -97,6 +64,7 @@ class Supervisor:
         services: Collection[str] = (),
         *,
         confirm: Confirm | None = None,
+        emit: Emit = lambda kind, **facts: None,
         guard: Guard | None = None,
         backoff: Backoff | None = None,
         directory: Path | None = None,
@@ -110,10 +78,11 @@ class Supervisor:
         self._sink = sink
         self._services = frozenset(services)
         self._confirm = confirm
+        self._emit = emit
         self._guard = guard or Guard()
         self._backoff = backoff or Backoff()
         self._files = {
-            source.rank: LastGood(directory / f"{source.rank}-{source.kind}.json")
+            source.rank: LastGood(directory / f"{source.name}.json")
             for source in self.sources
             if directory is not None
         }
@@ -153,8 +122,18 @@ class Supervisor:
         for source in self.sources:
             for name in gone:
                 source.beliefs.pop(name, None)
+                source.behind.pop(name, None)
+                source.refused.pop(name, None)
             if self._tasks is not None:
                 self._restart(source)
+
+    def awaited(self) -> dict[str, list[str]]:
+        """The names of the registries that each service is still waited for from, as after a start."""
+        return {
+            service: names
+            for service in sorted(self._services)
+            if (names := [s.name for s in self.sources if s.patient and not s.has_told(service)])
+        }
 
     # -- one registry -----------------------------------------------------------------------------------
 
@@ -190,19 +169,55 @@ class Supervisor:
     def _answered(self, source: Source, update: Update) -> None:
         if source.state is not SourceState.LIVE and source.failures:
             _log.info("registry %s answers again", source.kind)
+            seconds = round(self._clock() - source.answered_at, 3)
+            self._emit("registry_recovered", registry=source.name, seconds=seconds)
         source.state, source.failures, source.answered_at = SourceState.LIVE, 0, self._clock()
+        update = _without_twins(update)
+        self._refuse(source, update)
+        self._date(source, update)
         belief = source.beliefs.setdefault(update.service, Belief(self._guard))
+        before = belief.flapping
         suspects = belief.answer(update.instances, update.at, partial=update.partial)
         self._publish(source, update.service, update.at)
+        for instance in (flapping := sorted(belief.flapping - before)):
+            self._emit("instance_flapping", registry=source.name, service=update.service, instance=instance)
         if suspects:
             self._hold(source, update, belief, suspects)
+        if suspects or flapping:
+            self._spawn(self._expire(source, update.service, belief))
 
     def _failed(self, source: Source, reason: str) -> None:
         if source.failures == 0:
             _log.warning("registry %s: %s; its last answers stay in use", source.kind, reason)
+            self._emit("registry_failed", registry=source.name, reason=reason)
         source.state, source.last_error = SourceState.FAILED, reason
         source.failures += 1
+        source.failed_total += 1
+        source.behind.clear()
         self._fall_back(source)
+
+    def _refuse(self, source: Source, update: Update) -> None:
+        """Tell once of each entry that made no sense, and again when it comes back after it was mended."""
+        refused = frozenset(update.refused)
+        if fresh := sorted(refused - source.refused.get(update.service, frozenset())):
+            source.refused_total += len(fresh)
+            _log.warning(
+                "registry %s: service %s: left out: %s", source.kind, update.service, "; ".join(fresh)
+            )
+            self._emit("entries_refused", registry=source.name, service=update.service, reasons=fresh)
+        source.refused[update.service] = refused
+
+    def _date(self, source: Source, update: Update) -> None:
+        """Note how old an answer is by the registry's own word; tell when the first one is, and the last."""
+        before = bool(source.behind)
+        if update.behind > 0:
+            source.behind[update.service] = update.behind, self._clock()
+        else:
+            source.behind.pop(update.service, None)
+        if bool(source.behind) is not before:
+            _log.warning("registry %s: its answers are %s", source.kind, "right again" if before else "old")
+            kind = "registry_current" if before else "registry_stale"
+            self._emit(kind, registry=source.name, seconds=round(update.behind, 3))
 
     def _publish(self, source: Source, service: str, at: float) -> None:
         believed = source.beliefs[service].believed
@@ -211,7 +226,7 @@ class Supervisor:
             self._sink(update)
             self._save_soon(source)
 
-    # -- suspects of a mass loss ------------------------------------------------------------------------
+    # -- suspects of a mass loss, and who comes and goes ------------------------------------------------
 
     def _hold(self, source: Source, update: Update, belief: Belief, suspects: tuple[Instance, ...]) -> None:
         _log.warning(
@@ -222,7 +237,10 @@ class Supervisor:
             len(suspects),
             self._guard.hold,
         )
-        self._spawn(self._release(source, update.service, belief))
+        source.mass_losses += 1
+        ids = [instance.id for instance in suspects]
+        left = len(update.instances or ())
+        self._emit("instances_held", registry=source.name, service=update.service, instances=ids, left=left)
         if self._confirm is not None:
             for instance in suspects:
                 self._spawn(self._ask(self._confirm, source, belief, instance, update.at))
@@ -238,13 +256,21 @@ class Supervisor:
         if belief.verdict(instance, ready=ready) and self._is_current(source, instance.service, belief):
             self._publish(source, instance.service, at)
 
-    async def _release(self, source: Source, service: str, belief: Belief) -> None:
+    async def _expire(self, source: Source, service: str, belief: Belief) -> None:
         while (deadline := belief.deadline) is not None and self._is_current(source, service, belief):
             now = self._clock()
             if deadline > now:
                 await self._sleep(deadline - now)
+                self._allow_for_pause(belief, self._clock() - deadline)
             elif belief.expire(now):
                 self._publish(source, service, now)
+
+    def _allow_for_pause(self, belief: Belief, late: float) -> None:
+        deadline = belief.deadline
+        if late > PAUSE and deadline is not None and deadline + PAUSE < self._clock():
+            _log.warning("this process was stopped for %.1f s; what is held is held anew", late)
+            self._emit("clock_jumped", seconds=round(late, 3))
+            belief.renew(self._clock())
 
     def _is_current(self, source: Source, service: str, belief: Belief) -> bool:
         """Whether the service is still asked for, and this is what is believed of it."""
@@ -264,11 +290,14 @@ class Supervisor:
 
     async def _lose_patience(self, source: Source) -> None:
         await self._sleep(self._patience)
+        source.patient = False
         self._fall_back(source)
 
     def _fall_back(self, source: Source) -> None:
         for service in [name for name, belief in source.beliefs.items() if belief.fall_back()]:
             _log.warning("registry %s has not answered for %s; using what is on disk", source.kind, service)
+            instances = len(source.beliefs[service].known or ())
+            self._emit("last_good_used", registry=source.name, service=service, instances=instances)
             self._publish(source, service, self._clock())
 
     def _save_soon(self, source: Source) -> None:
@@ -287,8 +316,8 @@ class Supervisor:
         self._saving.discard(source.rank)
 
     def _snapshot(self, source: Source) -> bytes:
-        believed = {service: belief.believed for service, belief in source.beliefs.items()}
-        return encode({service: instances for service, instances in believed.items() if instances})
+        known = {service: belief.known for service, belief in source.beliefs.items()}
+        return encode({service: instances for service, instances in known.items() if instances})
 
     def _write(self, source: Source, data: bytes) -> None:
         try:
@@ -299,6 +328,20 @@ class Supervisor:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None
         return self._tasks.create_task(work)
+
+
+def _without_twins(update: Update) -> Update:
+    """An id stands for one instance: of several with the same one, the first by address is kept."""
+    instances = update.instances or ()
+    found: dict[str, Instance] = {}
+    refused = []
+    for instance in sorted(instances, key=lambda instance: instance.address):
+        if found.setdefault(instance.id, instance) is not instance:
+            refused.append(f"{instance.id} at {instance.address}: another instance has this id")
+    if not refused:
+        return update
+    kept = tuple(instance for instance in instances if found[instance.id] is instance)
+    return replace(update, instances=kept, refused=(*update.refused, *refused))
 
 
 async def _next(stream: AsyncIterator[Update]) -> Update:

@@ -12,7 +12,7 @@ from config.registries import Guard
 from discovery.belief import Backoff, Belief, Instances, Merge
 from discovery.model import Instance, Status, Update
 
-GUARD = Guard(share=0.5, hold=30, repeat=5)
+GUARD = Guard(share=0.5, hold=30, repeat=5, flaps=3, calm=20)
 
 
 def make(names: str, status: Status = Status.UP) -> tuple[Instance, ...]:
@@ -136,10 +136,11 @@ def test_a_single_loss_while_others_are_suspects_is_believed_at_once() -> None:
 def test_many_that_turn_critical_at_once_are_doubted_as_if_they_were_missing() -> None:
     belief = believing(make("abc"))
     assert names(belief.answer(make("abc", Status.DOWN), 1)) == "abc"
-    assert belief.believed == make("abc")
+    assert belief.believed == make("abc", Status.DOUBTFUL)
+    assert belief.known == make("abc")
     a, *_ = make("abc")
     belief.verdict(a, ready=False)
-    assert [i.status for i in belief.believed or ()] == [Status.DOWN, Status.UP, Status.UP]
+    assert [i.status for i in belief.believed or ()] == [Status.DOWN, Status.DOUBTFUL, Status.DOUBTFUL]
 
 
 def test_one_that_turns_critical_is_believed_at_once() -> None:
@@ -296,3 +297,108 @@ def test_with_one_registry_its_first_answer_is_all_there_is() -> None:
     merge = Merge()
     merge.inherit("chat", make("abc"), range(1))
     assert told(merge, 0, make("b")) == "b"
+
+
+def test_where_one_registry_is_not_sure_the_other_is_believed() -> None:
+    merge = Merge()
+    put(merge, 0, make("ab", Status.DOUBTFUL))
+    merged = put(merge, 1, (Instance("chat", "a", "10.0.0.9", 1),))
+    assert merged is not None
+    assert [(i.id, i.host, i.status) for i in merged.instances or ()] == [
+        ("a", "10.0.0.9", Status.UP),
+        ("b", "10.0.0.1", Status.DOUBTFUL),
+    ]
+
+
+# -- who comes and goes -----------------------------------------------------------------------------------
+
+
+def flap(belief: Belief, at: float, times: int, names: str = "ab", who: str = "a") -> float:
+    """`who` goes and comes back so many times, a second each; the time after that."""
+    for _ in range(times):
+        belief.answer(make(names.replace(who, "")), at)
+        belief.answer(make(names), at + 1)
+        at += 2
+    return at
+
+
+def doubtful(belief: Belief) -> str:
+    return "".join(i.id for i in belief.believed or () if i.status is Status.DOUBTFUL)
+
+
+def test_one_that_came_and_went_thrice_is_last_choice_until_it_has_stayed() -> None:
+    belief = believing(make("ab"))
+    at = flap(belief, 100, 2)
+    assert (doubtful(belief), belief.deadline) == ("", None)
+    at = flap(belief, at, 1)
+    assert (doubtful(belief), belief.flapping) == ("a", {"a"})
+    assert names(belief.believed) == "ab"
+    assert belief.deadline == at - 1 + 20
+    assert not belief.expire(at - 1 + 19.9)
+    assert belief.expire(at - 1 + 20)
+    assert (doubtful(belief), belief.deadline) == ("", None)
+
+
+def test_leaving_is_believed_at_once_however_often() -> None:
+    belief = believing(make("ab"))
+    at = flap(belief, 100, 5)
+    assert belief.answer(make("b"), at) == ()
+    assert names(belief.believed) == "b"
+
+
+def test_one_that_turns_critical_again_and_again_flaps_too() -> None:
+    belief = believing(make("ab"))
+    for at in (100, 102, 104):
+        belief.answer((*make("a", Status.DOWN), *make("b")), at)
+        belief.answer(make("ab"), at + 1)
+    assert doubtful(belief) == "a"
+
+
+def test_restarts_that_are_far_apart_are_no_flapping() -> None:
+    belief = believing(make("ab"))
+    for at in range(0, 500, 50):
+        flap(belief, at, 1)
+        assert doubtful(belief) == ""
+
+
+def test_one_that_announces_its_leaving_may_do_so_as_often_as_it_likes() -> None:
+    belief = believing(make("ab"))
+    for at in range(100, 110):
+        belief.answer((*make("a", Status.DRAINING), *make("b")), at)
+        belief.answer(make("b"), at + 0.3)
+        belief.answer(make("ab"), at + 0.6)
+    assert doubtful(belief) == ""
+
+
+def test_a_registry_that_loses_and_finds_everybody_again_and_again_makes_nobody_flap() -> None:
+    belief = believing(make("abc"))
+    for at in range(100, 110):
+        belief.answer((), at)
+        belief.answer(make("abc"), at + 0.5)
+    assert doubtful(belief) == ""
+
+
+def test_no_limit_means_no_damping() -> None:
+    belief = Belief(GUARD.model_copy(update={"flaps": 0}))
+    belief.answer(make("ab"), 0)
+    flap(belief, 1, 20)
+    assert doubtful(belief) == ""
+
+
+def test_who_stayed_away_for_long_begins_anew() -> None:
+    belief = believing(make("ab"))
+    at = flap(belief, 100, 2)
+    belief.answer(make("b"), at)
+    belief.answer(make("ab"), at + 100)
+    assert doubtful(belief) == ""
+
+
+def test_after_a_pause_of_the_process_every_deadline_begins_anew() -> None:
+    belief = believing(make("abc"))
+    at = flap(belief, 100, 3, "abc")
+    belief.answer((), at)
+    assert belief.deadline == at - 1 + 20
+    belief.renew(500)
+    assert belief.deadline == 520
+    belief.expire(520)
+    assert belief.deadline == 530

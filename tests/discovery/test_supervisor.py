@@ -44,6 +44,10 @@ class Script:
         self._queue.put_nowait(Update(service, None if names is None else make(names, service), at))
         await settle()
 
+    async def say(self, update: Update) -> None:
+        self._queue.put_nowait(update)
+        await settle()
+
     async def fail(self, error: Exception) -> None:
         self._queue.put_nowait(error)
         await settle()
@@ -54,7 +58,12 @@ def make(names: str, service: str = "chat") -> tuple[Instance, ...]:
 
 
 def seen(updates: list[Update]) -> list[str | None]:
-    return [None if u.instances is None else "".join(i.id for i in u.instances) for u in updates]
+    """The ids of each set; in capitals those that are doubtful."""
+    return [None if u.instances is None else "".join(map(name, u.instances)) for u in updates]
+
+
+def name(instance: Instance) -> str:
+    return instance.id.upper() if instance.status is Status.DOUBTFUL else instance.id
 
 
 @asynccontextmanager
@@ -65,6 +74,7 @@ async def running(
     confirm: Callable[[Instance], Awaitable[bool]] | None = None,
     directory: Path | None = None,
     sink: Callable[[Update], None] | None = None,
+    emit: Callable[..., None] = lambda kind, **facts: None,
 ) -> AsyncIterator[tuple[Supervisor, list[Update]]]:
     updates: list[Update] = []
     supervisor = Supervisor(
@@ -72,7 +82,8 @@ async def running(
         sink or updates.append,
         services,
         confirm=confirm,
-        guard=Guard(hold=30, repeat=5),
+        emit=emit,
+        guard=Guard(hold=30, repeat=5, flaps=3, calm=20),
         backoff=Backoff(first=0.1, most=5),
         directory=directory,
         clock=time.clock,
@@ -188,18 +199,18 @@ async def test_in_a_mass_loss_everybody_is_asked_and_those_that_are_not_ready_le
     async with running(time, watcher, confirm=confirm) as (supervisor, updates):
         await watcher.tell("abc", at=1000.0)
         await watcher.tell("", at=1000.5)
-        assert seen(updates) == ["abc"]
+        assert seen(updates) == ["abc", "ABC"]
         assert supervisor.sources[0].held == 3
         answers["a"].set()
         await settle()
-        assert seen(updates) == ["abc", "bc"]
+        assert seen(updates[2:]) == ["BC"]
         assert updates[-1].at == 1000.5
         answers["b"].set()
         answers["c"].set()
         await time.pass_(30.4)
-        assert seen(updates) == ["abc", "bc"]
+        assert seen(updates[2:]) == ["BC"]
         await time.pass_(0.1)
-        assert seen(updates) == ["abc", "bc", ""]
+        assert seen(updates[2:]) == ["BC", ""]
         assert supervisor.sources[0].held == 0
 
 
@@ -214,7 +225,7 @@ async def test_a_registry_that_came_back_empty_changes_nothing_while_registrars_
         for back in [None, "b", "ab", "abc"]:
             await watcher.tell(back, at=time.now)
             await time.pass_(1)
-    assert seen(updates) == ["abc"]
+    assert seen(updates) == ["abc", "ABC", "AbC", "abC", "abc"]
 
 
 async def test_the_set_of_services_can_change_while_it_runs(time: FakeTime) -> None:
@@ -245,7 +256,7 @@ async def test_suspects_of_a_service_that_is_no_longer_asked_for_are_not_told_of
         await watcher.tell("")
         supervisor.set_services(set())
         await time.pass_(60)
-    assert seen(updates) == ["abc"]
+    assert seen(updates) == ["abc", "ABC"]
 
 
 async def test_two_registries_are_one_set_and_the_failure_of_one_hurts_nobody(time: FakeTime) -> None:
@@ -348,3 +359,153 @@ async def test_a_source_describes_itself(time: FakeTime) -> None:
     async with running(time, watcher) as (supervisor, _):
         await watcher.fail(RegistryError("no route"))
         assert repr(supervisor.sources[0]) == "<registry 0 script: failed, 0 held, no route>"
+
+
+# -- what operators are told ------------------------------------------------------------------------------
+
+
+class Told:
+    """The events."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, kind: str, **facts: Any) -> None:
+        self.all.append((kind, facts))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.all]
+
+
+async def test_a_failure_and_its_end_are_told_once(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told) as (supervisor, _):
+        await watcher.tell("a")
+        for _ in range(3):
+            await watcher.fail(RegistryError("away"))
+            await time.pass_(1)
+        await watcher.tell("a")
+        assert supervisor.sources[0].failed_total == 3
+    assert told.all == [
+        ("registry_failed", {"registry": "0-script", "reason": "away"}),
+        ("registry_recovered", {"registry": "0-script", "seconds": 3.0}),
+    ]
+
+
+async def test_a_mass_loss_is_told_and_counted(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told) as (supervisor, _):
+        await watcher.tell("abcd")
+        await watcher.tell("a")
+        assert supervisor.sources[0].mass_losses == 1
+    facts = {"registry": "0-script", "service": "chat", "instances": ["b", "c", "d"], "left": 1}
+    assert told.all == [("instances_held", facts)]
+
+
+async def test_what_is_left_out_of_an_answer_is_told_once_and_counted(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told) as (supervisor, updates):
+        for refused in (("x is broken",), ("x is broken",), ("x is broken", "y too"), (), ("x is broken",)):
+            await watcher.say(Update("chat", make("a"), 1000.0, refused=refused))
+        assert supervisor.sources[0].refused_total == 3
+    assert seen(updates) == ["a"]
+    assert [facts["reasons"] for _, facts in told.all] == [["x is broken"], ["y too"], ["x is broken"]]
+
+
+async def test_of_several_instances_with_one_id_the_first_by_address_is_kept(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    twins = tuple(Instance("chat", "a", f"10.0.0.{number}", 80) for number in (3, 1, 2))
+    async with running(time, watcher, emit=told) as (_, updates):
+        await watcher.say(Update("chat", twins, 1000.0))
+        await watcher.say(Update("chat", twins[::-1], 1000.0))
+    assert [[i.host for i in update.instances or ()] for update in updates] == [["10.0.0.1"]]
+    assert told.kinds == ["entries_refused"]
+    assert "another instance has this id" in told.all[0][1]["reasons"][0]
+
+
+async def test_a_registry_that_is_up_and_says_that_its_answers_are_old_is_stale(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told) as (supervisor, _):
+        (source,) = supervisor.sources
+        await watcher.tell("a")
+        assert source.staleness(time.now) == 0
+        await watcher.say(Update("chat", make("a"), time.now, behind=7.0))
+        assert (source.state, source.staleness(time.now)) == (SourceState.LIVE, 7.0)
+        await time.pass_(10)
+        assert source.staleness(time.now) == 17.0
+        await watcher.tell("a")
+        assert source.staleness(time.now) == 0
+    assert told.kinds == ["registry_stale", "registry_current"]
+
+
+async def test_one_that_comes_and_goes_is_told_and_relied_on_again_when_it_has_stayed(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told) as (supervisor, updates):
+        for _ in range(3):
+            await watcher.tell("ab", at=time.now)
+            await watcher.tell("b", at=time.now)
+        await watcher.tell("ab", at=time.now)
+        assert supervisor.sources[0].flapping == 1
+        assert seen(updates)[-1] == "Ab"
+        await time.pass_(20)
+        assert supervisor.sources[0].flapping == 0
+        assert seen(updates)[-1] == "ab"
+    assert told.all == [("instance_flapping", {"registry": "0-script", "service": "chat", "instance": "a"})]
+
+
+async def test_the_use_of_what_is_on_disk_is_told(time: FakeTime, tmp_path: Path) -> None:
+    (tmp_path / "0-script.json").write_bytes(encode({"chat": make("ab")}))
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told, directory=tmp_path) as (supervisor, updates):
+        assert supervisor.sources[0].remembered == 0
+        await time.pass_(1)
+        assert (seen(updates), supervisor.sources[0].remembered) == (["ab"], 1)
+        await watcher.tell("ab")
+        assert supervisor.sources[0].remembered == 0
+    assert told.all == [("last_good_used", {"registry": "0-script", "service": "chat", "instances": 2})]
+
+
+async def test_suspects_are_remembered_as_they_were(time: FakeTime, tmp_path: Path) -> None:
+    watcher = Script()
+    async with running(time, watcher, directory=tmp_path) as (_, updates):
+        await watcher.tell("ab")
+        await watcher.tell("")
+    assert seen(updates) == ["ab", "AB"]
+    assert (tmp_path / "0-script.json").read_bytes() == encode({"chat": make("ab")})
+
+
+async def test_a_pause_of_the_process_does_not_use_up_the_time_of_suspects(time: FakeTime) -> None:
+    watcher, told = Script(), Told()
+    async with running(time, watcher, emit=told) as (_, updates):
+        await watcher.tell("ab", at=time.now)
+        await watcher.tell("", at=time.now)
+        time.now += 100
+        await time.pass_(0)
+        assert seen(updates) == ["ab", "AB"]
+        await time.pass_(29)
+        assert seen(updates) == ["ab", "AB"]
+        await time.pass_(1)
+    assert seen(updates)[-1] == ""
+    assert told.kinds == ["instances_held", "clock_jumped"]
+
+
+# -- whom a start waits for -------------------------------------------------------------------------------
+
+
+async def test_every_registry_is_waited_for_and_none_for_ever(time: FakeTime) -> None:
+    first, second = Script("one"), Script("two")
+    async with running(time, first, second) as (supervisor, _):
+        assert supervisor.awaited() == {"chat": ["0-one", "1-two"]}
+        await first.tell("a")
+        assert supervisor.awaited() == {"chat": ["1-two"]}
+        await time.pass_(1)
+        assert supervisor.awaited() == {}
+
+
+async def test_a_registry_that_has_told_is_not_waited_for(time: FakeTime) -> None:
+    first, second = Script("one"), Script("two")
+    async with running(time, first, second) as (supervisor, _):
+        await first.tell("a")
+        await second.tell(None)
+        assert supervisor.awaited() == {}
