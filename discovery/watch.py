@@ -20,7 +20,7 @@ from typing import Any
 from config.registries import Guard
 from discovery.belief import Backoff, Belief, Merge
 from discovery.lastgood import LastGood, encode
-from discovery.model import Instance, RegistryError, Update, Watcher
+from discovery.model import Instance, RegistryError, Status, Update, Watcher
 from discovery.source import Source, SourceState
 
 __all__ = ["Source", "SourceState", "Supervisor"]
@@ -91,8 +91,14 @@ class Supervisor:
         self._sleep = sleep
         self._random = rng or random.Random()
         self._merge = Merge()
-        for name, instances in (inherited or {}).items():
+        self._inherited = {name: _undoubted(found) for name, found in (inherited or {}).items()}
+        for name, instances in self._inherited.items():
             self._merge.inherit(name, instances, range(len(self.sources)))
+            if len(self.sources) == 1:
+                # With several nobody knows whose they were, and which losses are to be judged.
+                belief = self.sources[0].beliefs[name] = Belief(self._guard)
+                belief.remember(instances)
+                belief.fall_back()
         self._tasks: asyncio.TaskGroup | None = None
         self._watching: dict[int, asyncio.Task[None]] = {}
         self._unsaved: set[int] = set()
@@ -131,7 +137,7 @@ class Supervisor:
         """The names of the registries that each service is still waited for from, as after a start."""
         return {
             service: names
-            for service in sorted(self._services)
+            for service in sorted(self._services - self._inherited.keys())
             if (names := [s.name for s in self.sources if s.patient and not s.has_told(service)])
         }
 
@@ -328,6 +334,11 @@ class Supervisor:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None
         return self._tasks.create_task(work)
+
+
+def _undoubted(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """As the registry told them: doubts are for whoever believes it now."""
+    return tuple(replace(i, status=Status.UP) if i.status is Status.DOUBTFUL else i for i in instances)
 
 
 def _without_twins(update: Update) -> Update:

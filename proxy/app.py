@@ -150,6 +150,10 @@ class App:
         unknown = sorted(name for name, state in self.table.services.items() if not state.known)
         if unknown:
             reasons.append(f"no registry has answered yet for {', '.join(unknown)}")
+        awaited = self._supervisor.awaited() if self._supervisor is not None else {}
+        for service, registries in awaited.items():
+            if service not in unknown:
+                reasons.append(f"not every registry has answered yet for {service}: {', '.join(registries)}")
         return reasons
 
     async def leave(self, settle: float | None = None) -> None:
@@ -284,6 +288,7 @@ class App:
             self._updated,
             _watched(self._config),
             confirm=self._checker.ask,
+            emit=self.events.emit,
             guard=self._config.guard,
             directory=Path(state) if state is not None else None,
             inherited={

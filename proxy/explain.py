@@ -12,6 +12,7 @@ from random import Random
 from urllib.parse import quote, urlsplit
 
 from config.schema import StickyBy
+from discovery.model import Status
 from proxy.choose import choose
 from proxy.endpoint import Endpoint, State
 from proxy.errors import ProxyError, Reason
@@ -235,6 +236,8 @@ def _why(
     if endpoint.weight == 0:
         return "its weight is 0"
     if endpoint not in service.pool.ready:
+        if endpoint.instance.status is Status.DOUBTFUL:
+            return "its registry lost it, or it comes and goes: used only while no other instance is ready"
         return "a backup: used only while no other instance is ready"
     version = endpoint.instance.version
     if split is not None and not split.shares.get(version, 0):

@@ -546,7 +546,8 @@ class Table:
 
     def _publish(self, state: ServiceState, now: float) -> None:
         ready = [e for e in state.endpoints.values() if e.state is State.READY and e.weight > 0]
-        primaries = [e for e in ready if not e.instance.backup]
+        listed = [e for e in ready if e.instance.status is not Status.DOUBTFUL]
+        primaries = [e for e in listed if not e.instance.backup] or listed
         chosen = tuple(self._everybody(state, ready) or primaries or ready)
         for endpoint in _newcomers(chosen, state.pool.ready):
             endpoint.ready_at = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -509,3 +510,26 @@ async def test_a_registry_that_has_told_is_not_waited_for(time: FakeTime) -> Non
         await first.tell("a")
         await second.tell(None)
         assert supervisor.awaited() == {}
+
+
+async def test_what_an_earlier_process_knew_is_not_lost_to_a_registry_that_is_empty_at_the_start(
+    time: FakeTime,
+) -> None:
+    watcher, updates = Script(), []
+    doubtful = tuple(replace(i, status=Status.DOUBTFUL) for i in make("c"))
+    supervisor = Supervisor(
+        [watcher],
+        updates.append,
+        CHAT,
+        inherited={"chat": (*make("ab"), *doubtful)},
+        clock=time.clock,
+        sleep=time.sleep,
+    )
+    assert supervisor.awaited() == {}
+    task = asyncio.create_task(supervisor.run())
+    await settle()
+    await watcher.tell("", at=time.now)
+    await watcher.tell("c", at=time.now)
+    assert (seen(updates), supervisor.sources[0].held) == (["ABC", "ABc"], 2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

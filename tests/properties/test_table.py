@@ -124,7 +124,8 @@ class TableModel(RuleBasedStateMachine):
         alive = [e for e in weighted if e.state in maybe_alive and e.instance.status is not Status.DOWN]
         state = self.table.services["s"]
         assert state.panicking is (len(wanted) < state.config.panic * len(alive))
-        assert set(pool.ready) == set(alive if state.panicking else wanted)
+        sure = [e for e in wanted if e.instance.status is not Status.DOUBTFUL]
+        assert set(pool.ready) == set(alive if state.panicking else sure or wanted)
         assert {e for e in self.endpoints.values() if e.available} == set(pool.ready)
         assert not any(e.available for e in self.gone)
         assert pool.versions == {e.instance.version for e in pool.ready}

@@ -255,3 +255,17 @@ async def test_an_instance_that_fails_far_more_than_its_peers_is_ejected_at_the_
     assert endpoints["c"].ejected_until == 115.0
     table.compare(120.0)
     assert ready(stage) == set("abdef")
+
+
+async def test_one_that_is_doubtful_is_the_last_choice_behind_backups_too(stage):
+    backup = instance("backup", 3, metadata={"backup": "true"})
+    doubtful = instance("doubtful", 2, status=Status.DOUBTFUL)
+    stage.apply(instance("a"), doubtful, backup)
+    assert ready(stage) == {"a"}
+    stage.apply(doubtful, backup)
+    assert ready(stage) == {"backup"}
+    endpoint = stage.table.services["s"].endpoints["doubtful"]
+    stage.apply(doubtful)
+    assert ready(stage) == {"doubtful"}
+    stage.apply(instance("doubtful", 2))
+    assert (ready(stage), stage.table.services["s"].endpoints["doubtful"]) == ({"doubtful"}, endpoint)
