@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install install-test servers demo test check format bench bench-tools docs clean
+.PHONY: help install install-test servers autobahn demo test check format bench bench-tools docs clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 
 servers:  ## real registries for the tests, in .servers: Consul and etcd; Nacos where Java and Maven are
 	scripts/make-servers "$(PYTHON)" .servers
+
+autobahn: install-test  ## Autobahn's WebSocket test suite in .autobahn (Python 2.7), and all its cases: half an hour
+	scripts/make-autobahn .autobahn
+	AUTOBAHN_CASES='*' $(BIN)/python -m pytest -s tests/integration/test_autobahn.py $(ARGS)
 
 demo: install  ## registry, three chat instances and the gateway; Ctrl-C ends them
 	$(BIN)/holdfast demo $(ARGS)

@@ -44,6 +44,8 @@ class Ending(Enum):
     OPEN = "open"
     CLOSING = "closing"
     """Close was said, or is to be said at the next boundary."""
+    PARTING = "parting"
+    """The instance has ended it; the client has yet to close its side."""
     CLOSED = "closed"
 
 
@@ -114,6 +116,20 @@ class Leg(asyncio.Protocol):
             return False
         self._mode = Mode.DISCARD
         self.other.transport.write(farewell)
+        return True
+
+    def part(self) -> bool:
+        """Finish a WebSocket's side, and read it without use until it has closed too; False if it cannot.
+
+        Closed while bytes wait unread, the connection would be reset, and a Close on its way with it
+        (RFC 6455 section 7.1.1).
+        """
+        transport = self.transport
+        if not self._tunnel.websocket or transport.is_closing() or not transport.can_write_eof():
+            return False
+        self._mode = Mode.DISCARD
+        transport.resume_reading()
+        transport.write_eof()
         return True
 
     def eof_received(self) -> bool:
@@ -313,7 +329,12 @@ class PlainTunnel(Tunnel):
             elif not self._farewell:
                 self._farewell = encode_close(CloseCode.SERVICE_RESTART, _GONE)
                 other.transport.write(self._farewell)
-        other.transport.close()
+        if other is self._client and other.part():
+            if self._ending is Ending.OPEN:
+                self._ending = Ending.PARTING
+                self.plane.wheel.set(self, self.plane.clock() + _GOODBYE)
+        else:
+            other.transport.close()
 
     def close_passed(self, leg: Leg) -> None:
         """A Close frame has come from one side; the first one tells who closed."""
@@ -322,6 +343,10 @@ class PlainTunnel(Tunnel):
 
     def on_deadline(self) -> None:
         """See `proxy.timers.Timed`: time for a look, or a Close that nobody has answered."""
+        if self._ending is Ending.PARTING:
+            # It reads slowly, or never closes: once all is written, so is its connection.
+            self._ending = Ending.OPEN
+            self._client.transport.close()
         if self._ending is Ending.OPEN:
             super().on_deadline()
         else:

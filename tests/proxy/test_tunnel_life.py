@@ -260,6 +260,19 @@ async def test_an_instance_that_dies_between_two_messages_ends_in_a_close_1012(s
     assert await client.exactly(7) == b"\x81\x05whole"
     server.reset()
     assert await client.rest() == encode_close(1012, "this instance is gone, please reconnect")
+    # Nothing of the client's that comes late resets the connection before it has read that (RFC 6455 7.1.1).
+    client.send(bytes(1 << 20))
+    assert [tunnel.state for tunnel in stage.plane.sessions] == ["parting"]
+    client.finish()
+    await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1012, "proxy"): 1})
+
+
+async def test_a_client_that_never_closes_its_side_is_left_in_the_end(stage: Stage) -> None:
+    client, server = await tunnel(stage)
+    server.reset()
+    assert await client.rest() == encode_close(1012, "this instance is gone, please reconnect")
+    (parting,) = stage.plane.sessions
+    parting.on_deadline()
     await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1012, "proxy"): 1})
 
 
@@ -270,6 +283,7 @@ async def test_an_instance_that_dies_within_a_frame_ends_in_nothing_more(stage: 
     assert await client.exactly(6) == half
     server.reset()
     assert await client.rest() == b""
+    client.finish()
     await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1006, "upstream"): 1})
 
 
@@ -284,6 +298,8 @@ async def test_the_side_whose_close_comes_first_is_the_one_that_closed(stage: St
     other.send(answer)
     assert await one.exactly(len(answer)) == answer
     server.finish()
+    assert await client.rest() == b""
+    client.finish()
     await stage.until(lambda: stage.plane.counters.tunnel_closes == {(1000, first): 1})
 
 
