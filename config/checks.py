@@ -47,6 +47,13 @@ def sections(config: object) -> list[Problem]:
     found += [((*path, "websocket"), _get(service, "websocket"), websocket) for path, service in services]
     found += [((*path, "match"), _get(route, "match"), match) for path, route in routes]
     found += [(path, route, split) for path, route in routes]
+    found += [(path, route, lambda it: buckets(it, "route")) for path, route in routes]
+    found += [(path, service, lambda it: buckets(it, "service")) for path, service in services]
+    found += [(path, service, hedge) for path, service in services]
+    found += [
+        ((*path, "capacity", "adaptive"), _get(_get(service, "capacity"), "adaptive"), adaptive)
+        for path, service in services
+    ]
     for number, entry in enumerate(_one_or_many(config, "register")):
         given = enumerate(_one_or_many(entry, "notify"))
         found += [(("register", number, "notify", n), section, notify) for n, section in given]
@@ -135,6 +142,33 @@ def match(section: object) -> Iterator[Problem]:
     """Of `routes.*.match`."""
     given = [key for key in ("path", "path_exact", "path_regex") if _get(section, key) is not None]
     yield from (((key,), f"cannot be given together with {given[0]}") for key in given[1:])
+
+
+def buckets(section: object, place: str) -> Iterator[Problem]:
+    """Of `limit` in a `route` or a `service`, which is `place`."""
+    limits = _get(section, "limit")
+    many = isinstance(limits, (list, tuple))
+    for number, limit in enumerate(_list(section, "limit") if many else (limits,)):
+        per = _get(limit, "per")
+        if per in ("route", "service") and per != place:
+            path: Path = ("limit", number, "per") if many else ("limit", "per")
+            yield path, f"a {place} has no bucket per {per}; write {place}"
+
+
+def hedge(section: object) -> Iterator[Problem]:
+    """Of `retry.hedge` in a service."""
+    if _get(_get(section, "retry"), "hedge") not in (None, 0, 0.0, "0") and _get(section, "sticky") not in (
+        None,
+        "none",
+    ):
+        yield ("retry", "hedge"), "a sticky service cannot have it: only the client's own instance knows it"
+
+
+def adaptive(section: object) -> Iterator[Problem]:
+    """Of `services.*.capacity.adaptive`."""
+    least, most = _get(section, "min"), _get(section, "max")
+    if isinstance(least, int) and isinstance(most, int) and least > most:
+        yield ("max",), "is less than min"
 
 
 def split(section: object) -> Iterator[Problem]:

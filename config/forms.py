@@ -34,6 +34,7 @@ _DNS_NAME = re.compile(
 _SERVICE = r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})?(:[a-z0-9-]{1,15})?"
 _SERVICES = re.compile(rf"{_SERVICE}(,{_SERVICE})*")
 _HASH_ON = re.compile(r"ip|path|(header|cookie|query):[^\s:]+")
+_BUCKET = re.compile(r"client|route|service|(header|cookie|query):[^\s:]+")
 _Section = TypeVar("_Section")
 _URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
@@ -142,6 +143,9 @@ PathPrefix = Annotated[str, _checked(re.compile(r"/[^\s?#]*"), "a path; it start
 Target = Annotated[str, _checked(re.compile(r"/[^\s#]*"), "a request target; it starts with /")]
 Regex = Annotated[str, AfterValidator(_compiles)]
 HashKey = Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME or query:NAME")]
+BucketKey = Annotated[
+    str, _checked(_BUCKET, "client, route, service, header:NAME, cookie:NAME or query:NAME")
+]
 Url = Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")]
 ServiceNames = Annotated[
     str, _checked(_SERVICES, "NAME[.NAMESPACE][:PORT] of a Kubernetes Service, or several joined by commas")
@@ -152,7 +156,7 @@ StatusRange = Annotated[
 ]
 Network = Annotated[str, AfterValidator(_network)]
 Upstream = Annotated[Address, AfterValidator(_reachable)]
-RetryOn = Annotated[Literal["connect", "reset", 502, 503, 504], BeforeValidator(_status_code)]
+RetryOn = Annotated[Literal["connect", "reset", "timeout", 502, 503, 504], BeforeValidator(_status_code)]
 Positive = Annotated[Duration, Field(gt=0)]
 PositiveSize = Annotated[Size, Field(ge=1)]
 Secret = Annotated[SecretStr, Field(min_length=1)]

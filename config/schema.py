@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ from config.forms import (
     OR_NONE,
     OR_SWITCH,
     OR_TEXT,
+    BucketKey,
     HashKey,
     Host,
     Method,
@@ -313,7 +314,13 @@ class Retry(Model):
     budget: Share = 0.2
     """Retries may be at most this share of a service's live traffic (with a small floor)."""
     on: tuple[RetryOn, ...] = ("connect", "reset")
-    """`reset` and status codes only for idempotent requests whose body was not begun."""
+    """`reset`, `timeout` and status codes only for idempotent requests whose body was not begun."""
+    timeout: Duration = 0.0
+    """One try may take so long to its response head; then, with `timeout` among `on`, the next is made. 0:
+    only `timeout.response`, which holds for all tries together."""
+    hedge: Duration = 0.0
+    """An idempotent request without a body that has no answer after so long is sent to a second instance too;
+    the first answer counts. It costs budget as a retry does. Not for sticky services. 0: never."""
 
 
 class UpstreamTimeout(Model):
@@ -358,6 +365,57 @@ class StaticInstance(Model):
         return self
 
 
+class Limit(Model):
+    """Token bucket; over it is 429 with Retry-After."""
+
+    rate: Rate
+    """Sustained rate."""
+    burst: Annotated[int, Field(ge=1)] | None = None
+    """Bucket size; defaults to one second's worth, at least 1."""
+    per: BucketKey = "client"
+    """A bucket for each `client` address or each value of `header:NAME`, `cookie:NAME` or `query:NAME` (who
+    has none shares one), or one for the whole `route` or `service`."""
+    wait: Duration = 0.0
+    """A request whose turn comes within this time waits for it; only others are refused."""
+    warm_up: Duration = 0.0
+    """A bucket that was not used for so long starts at a third of its rate and takes as long to reach it."""
+
+
+class Adaptive(Model):
+    """The number of requests under way is found by how answers slow down (gradient of the latency)."""
+
+    min: Annotated[int, Field(ge=1)] = 10
+    """Never fewer."""
+    max: Annotated[int, Field(ge=1)] = 1000
+    """Never more."""
+    tolerance: Annotated[float, Field(ge=1)] = 1.5
+    """Answers may take so many times as long as usual before fewer are let through."""
+    window: Positive = 1.0
+    """Latencies are averaged over so long, and then judged."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        return sound(self, checks.adaptive(self))
+
+
+class Capacity(Model):
+    """How much of a service's work may be under way in this process; 0: no limit. What finds no place waits
+    in a queue, first come first served; what finds none there gets 503 with Retry-After at once."""
+
+    requests: Annotated[int, Field(ge=0)] = 0
+    """Requests under way."""
+    tunnels: Annotated[int, Field(ge=0)] = 0
+    """WebSockets; a handshake beyond is refused without waiting."""
+    connections: Annotated[int, Field(ge=0)] = 0
+    """Connections to all instances; idle ones are closed to make room."""
+    queue: Annotated[int, Field(ge=0)] = 0
+    """Requests that may wait for a place."""
+    wait: Positive = 1.0
+    """How long each may wait."""
+    adaptive: Annotated[Adaptive | None, OR_SWITCH] = None
+    """Find `requests` by itself; `true` for the defaults."""
+
+
 class Service(Model):
     """A set of interchangeable instances and how they are used."""
 
@@ -384,10 +442,18 @@ class Service(Model):
     """How long instances may take."""
     pool: Pool = Pool()
     """Connections kept to each instance."""
+    limit: Annotated[tuple[Limit, ...], ONE_OR_MANY] = ()
+    """How many requests it may be given, whatever their route; one limit or several, of which all hold."""
+    capacity: Capacity = Capacity()
+    """How much may be under way."""
     slow_start: Duration = 0.0
     """A new or recovered instance grows to its full weight over this time."""
     instances: tuple[Annotated[StaticInstance, OR_TEXT], ...] | None = None
     """Static instances; absent: they come from the registry."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        return sound(self, [*checks.buckets(self, "service"), *checks.hedge(self)])
 
 
 class Match(Model):
@@ -424,17 +490,6 @@ class Mirror(Model):
     """Which share of requests is copied."""
 
 
-class RouteLimit(Model):
-    """Token bucket on a route; over it is 429 with Retry-After."""
-
-    rate: Rate
-    """Sustained rate."""
-    burst: Annotated[int, Field(ge=1)] | None = None
-    """Bucket size; defaults to one second's worth, at least 1."""
-    per: Literal["client", "route"] = "client"
-    """A bucket for each client address, or one for all."""
-
-
 class Route(Model):
     """Which requests go to which service."""
 
@@ -448,12 +503,12 @@ class Route(Model):
     """Version label to share; the shares are relative to each other."""
     mirror: Annotated[Mirror | None, OR_NONE] = None
     """Copies of requests to another version."""
-    limit: Annotated[RouteLimit | None, OR_NONE] = None
-    """How many requests may pass."""
+    limit: Annotated[tuple[Limit, ...], ONE_OR_MANY] = ()
+    """How many requests may pass; one limit or several, of which all hold."""
 
     @model_validator(mode="after")
-    def _some_share(self) -> Self:
-        return sound(self, checks.split(self))
+    def _consistent(self) -> Self:
+        return sound(self, [*checks.split(self), *checks.buckets(self, "route")])
 
 
 class AccessLog(Model):

@@ -386,6 +386,7 @@ class App:
     async def close(self) -> None:
         """End everything that is left."""
         await self.replacement.close()
+        self.plane.resolver.close()
         self._stop_listening()
         if self._sidecar is not None:
             await self._sidecar.close()

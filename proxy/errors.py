@@ -32,6 +32,8 @@ class Reason(Enum):
     CLIENT_GONE = ("client_gone", 499, Side.CLIENT, "the client closed the connection")
     CLIENT_STALLED = ("client_stalled", 499, Side.CLIENT, "the client stopped reading")
     RATE_LIMITED = ("rate_limited", 429, Side.CLIENT, "too many requests")
+    OVERLOADED = ("overloaded", 503, Side.PROXY, "too much is under way for this service")
+    QUEUE_TIMEOUT = ("queue_timeout", 503, Side.PROXY, "no place became free in time for this service")
     NO_ROUTE = ("no_route", 404, Side.CLIENT, "no route matches this request")
     TOO_MANY_CONNECTIONS = ("too_many_connections", 503, Side.PROXY, "the connection limit is reached")
     DRAINING = ("draining", 503, Side.PROXY, "the proxy is shutting down")

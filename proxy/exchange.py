@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from config.schema import OnDrain
+from proxy.admission import Admission, Refused
 from proxy.body import BodyError, Decoder, encode_chunk, encode_last_chunk, make_decoder
 from proxy.choose import choose
 from proxy.copying import PlainTunnel
@@ -20,16 +21,17 @@ from proxy.endpoint import Endpoint, Lease
 from proxy.errors import ProxyError, Reason, Side, error_response
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
 from proxy.headers import Peer, forward_request, forward_response, prepare_to_move
+from proxy.hedge import Hedge
 from proxy.metrics import record
 from proxy.mirror import mirror
 from proxy.moving import MovingTunnel
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.request_body import RequestBody
-from proxy.retry import Failure, may_retry
-from proxy.table import RouteState
+from proxy.retry import IDEMPOTENT, Failure, may_retry
+from proxy.table import RouteState, ServiceState
 from proxy.timers import NEVER
 from proxy.tunnel import Origin
-from proxy.upstream import Upstream, close_idle, connect, take_idle
+from proxy.upstream import Upstream, close_idle, connect, make_room, take_idle
 
 
 class Client(Protocol):
@@ -52,6 +54,8 @@ class Client(Protocol):
 class Phase(Enum):
     """How far an exchange is."""
 
+    QUEUED = "queued"
+    """It waits for its turn; its body is not read."""
     CONNECTING = "connecting"
     """A task is making a connection; the client is not read."""
     WAITING = "waiting"
@@ -62,7 +66,7 @@ class Phase(Enum):
 
 
 # Members as globals: looking one up on its class costs ten times as much, and these are on the hot path.
-_CONNECTING, _WAITING, _ANSWERING, _OVER = Phase
+_QUEUED, _CONNECTING, _WAITING, _ANSWERING, _OVER = Phase
 
 
 class Exchange:
@@ -70,7 +74,9 @@ class Exchange:
 
     __slots__ = (
         "_address",
+        "_admission",
         "_answer",
+        "_answer_by",
         "_attempts",
         "_body",
         "_bytes_out",
@@ -79,6 +85,7 @@ class Exchange:
         "_cookie",
         "_head",
         "_head_at",
+        "_hedge",
         "_held",
         "_keep",
         "_last",
@@ -107,6 +114,12 @@ class Exchange:
         self._phase = _WAITING
         self._route: RouteState | None = None
         self._lease: Lease | None = None
+        self._admission: Admission | None = None
+        """Only where there are limits."""
+        self._hedge: Hedge | None = None
+        """A second try beside the first."""
+        self._answer_by = NEVER
+        """When all tries together have taken too long; only where one try has a limit of its own."""
         self._last: Endpoint | None = None
         """The endpoint that answered, or failed last."""
         self._upstream: Upstream | None = None
@@ -155,13 +168,39 @@ class Exchange:
             self._fail(ProxyError(Reason.NO_ROUTE))
             return
         route = self._route = plane.table.routes[compiled.index]
-        if route.limiter is not None:
-            wait = route.limiter.take(self._address.encode(), self._started)
-            if wait > 0.0:
-                self._fail(ProxyError(Reason.RATE_LIMITED), retry_after=wait)
-                return
+        if (route.limiters or route.service.limited) and not self._admit(route):
+            return
         route.service.budget.request(self._started)
         self._attempt(self._started)
+
+    def _admit(self, route: RouteState) -> bool:
+        """Whether the limits let the request go on at once; if not, it waits or is answered."""
+        admission = self._admission = Admission(self._plane, route, self._head, self._go_on, self._refuse)
+        try:
+            if admission.enter(route, self._head, self._address.encode(), self._started):
+                return True
+        except Refused as error:
+            self._refuse(error)
+            return False
+        self._phase = _QUEUED
+        if not self.request_done:
+            self.downstream.hold()  # else it is read, so that its end is seen
+        return False
+
+    def _go_on(self) -> None:
+        """Its turn has come."""
+        route = self._route
+        assert route is not None
+        self._phase = _WAITING
+        self.downstream.unhold()
+        route.service.budget.request(self._started)
+        self._attempt(self._plane.clock())
+
+    def _refuse(self, error: Refused) -> None:
+        """It has no turn, or has waited in vain."""
+        if self._phase is _QUEUED:
+            self.downstream.unhold()
+        self._fail(error, retry_after=error.retry_after)
 
     def _attempt(self, now: float, error: ProxyError | None = None) -> None:
         """Choose an endpoint and send the request there. `error` is why the last attempt failed."""
@@ -187,6 +226,8 @@ class Exchange:
         if upstream is not None:
             self._send(upstream)
             return
+        if connections := route.service.capacity.config.connections:
+            make_room(route.service.endpoints.values(), connections)
         self._phase = _CONNECTING
         self.downstream.hold()
         plane.spawn(plane.loop.create_task(self._connect(endpoint, route.service.config.timeout.connect)))
@@ -230,21 +271,60 @@ class Exchange:
         upstream.transport.write(request)
         if self.request_done:
             self._await_answer(upstream)
-            if (
-                self._route is not None
-                and self._route.mirrored
-                and not self._tried
-                and not self._head.upgrade
-            ):
-                mirror(self._plane, self._route, self._head.method, request)
+            route = self._route
+            if route is not None and not self._tried and not self._head.upgrade:
+                if route.mirrored:
+                    mirror(self._plane, route, self._head.method, request)
+                if route.service.config.retry.hedge and self._body is None and self._hedge is None:
+                    self._may_hedge(route.service, request)
         else:
             self.downstream.await_body()
 
     def _await_answer(self, upstream: Upstream) -> None:
         plane = self._plane
         assert self._route is not None
-        limit = self._route.service.config.timeout.response
-        plane.wheel.set(upstream, plane.clock() + limit if limit else NEVER)
+        config = self._route.service.config
+        now = plane.clock()
+        deadline = now + config.timeout.response
+        if config.retry.timeout:
+            # The limit for all tries counts from the first one.
+            deadline = self._answer_by = min(deadline, self._answer_by)
+            deadline = min(deadline, now + config.retry.timeout)
+        plane.wheel.set(upstream, deadline)
+
+    def _may_hedge(self, service: ServiceState, request: bytes) -> None:
+        if self._head.method in IDEMPOTENT:
+            self._hedge = Hedge(self._plane, service, self, request)
+
+    def pick_second(self) -> Endpoint | None:
+        """See `proxy.hedge.Hedged`."""
+        route, lease = self._route, self._lease
+        if route is None or lease is None or lease.endpoint is None or self._phase is not _WAITING:
+            return None
+        peer, plane = self.downstream.peer, self._plane
+        client = self._address.encode() if peer.trusted else peer.key
+        tried = (lease.endpoint, *self._tried)
+        found, _ = choose(
+            route, self._head, client, peer.scheme == "https", plane.clock(), plane.random, tried
+        )
+        return found
+
+    def take_over(self, upstream: Upstream, lease: Lease, data: bytes) -> None:
+        """See `proxy.hedge.Hedged`: what the first try still does is of no use to anybody."""
+        self._hedge = None
+        self._end_upstream()
+        self._leave(failed=False)
+        self._partial = b""
+        self._lease, self._upstream = lease, upstream
+        upstream.exchange = self
+        self._await_answer(upstream)
+        if data:
+            self.response_data(data)
+
+    def _end_hedge(self) -> None:
+        hedge, self._hedge = self._hedge, None
+        if hedge is not None:
+            hedge.cancel()
 
     def request_data(self, data: bytes) -> None:
         """More of the request's body has come."""
@@ -325,6 +405,8 @@ class Exchange:
         if response.status in (502, 503, 504) and self._retry_status(response.status):
             return
         upstream.deadline = NEVER
+        if self._hedge is not None:
+            self._end_hedge()
         self._response = response
         self._head_at = now
         self._phase = _ANSWERING
@@ -432,6 +514,7 @@ class Exchange:
         else:
             tunnel = PlainTunnel(plane, route, lease, origin, websocket=response.upgrade == b"websocket")
         tunnel.open(client.transport, upstream, self._rest + ahead, rest)
+        self._leave_place()
 
     @property
     def _moves(self) -> bool:
@@ -455,7 +538,7 @@ class Exchange:
         """The instance has caught up."""
         self.downstream.unhold()
         if self._phase is _WAITING and self._upstream is not None and not self.request_done:
-            self._upstream.deadline = NEVER
+            self._upstream.deadline = self._answer_by = NEVER
 
     def hold_response(self) -> None:
         """The client reads slowly: stop reading from the instance."""
@@ -474,9 +557,13 @@ class Exchange:
     # -- what goes wrong -----------------------------------------------------------------------------------
 
     def response_timed_out(self) -> None:
-        """The instance did not begin its answer in time. It may have acted on the request: no retry."""
-        self._end_upstream()
-        self._fail(ProxyError(Reason.UPSTREAM_TIMEOUT), failed=True)
+        """The instance did not begin its answer in time. It may have acted on the request."""
+        error = ProxyError(Reason.UPSTREAM_TIMEOUT)
+        if self._plane.clock() < self._answer_by < NEVER:
+            self._retry_or_fail(error, Failure.TIMEOUT)
+        else:
+            self._end_upstream()
+            self._fail(error, failed=True)
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The instance closed or broke the connection."""
@@ -484,6 +571,10 @@ class Exchange:
         if self._phase is _OVER or upstream is None:
             return
         if self._phase is _WAITING:
+            if self._hedge is not None and self._hedge.waits:
+                self._leave(failed=True)
+                self._hedge.give()  # its answer may still come
+                return
             stale = upstream.reused and not self._partial
             self._retry_or_fail(ProxyError(Reason.UPSTREAM_RESET), Failure.RESET, stale=stale)
             return
@@ -630,6 +721,12 @@ class Exchange:
         if failed:
             self._plane.table.failed(endpoint, now)
 
+    def _leave_place(self) -> None:
+        """Let the next one have what the limits allow."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.leave(self._head_at - self._started if self._head_at >= 0 else -1.0)
+
     @property
     def _received(self) -> int:
         """Bytes of the request's body."""
@@ -639,10 +736,16 @@ class Exchange:
         """Count the exchange and write its line."""
         plane, route = self._plane, self._route
         now = plane.clock()
+        if self._admission is not None:
+            self._leave_place()
+        if self._hedge is not None:
+            self._end_hedge()
         if route is None:
             plane.counters.bad_request(reason)
         else:
-            record(route, self._last, status, reason, now - self._started, self._received, self._bytes_out)
+            first_byte = self._head_at - self._started if self._head_at >= 0.0 else -1.0
+            seconds = now - self._started
+            record(route, self._last, status, reason, seconds, first_byte, self._received, self._bytes_out)
         if plane.log.enabled:
             head = self._head
             plane.log.append(

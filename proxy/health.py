@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -23,6 +23,9 @@ from proxy.errors import ProxyError
 from proxy.head import ResponseHead, parse_response
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.table import Departure
+
+Resolve = Callable[[str], Awaitable[Sequence[str]]]
+"""A name's addresses; see `proxy.resolve`."""
 
 _ASK_TIMEOUT = 1.0
 """Seconds for a question on demand to an instance without a configured check: whether it accepts."""
@@ -87,7 +90,8 @@ class Checker:
         service = self._plane.table.services.get(instance.service)
         config = service.config.health if service is not None else None
         timeout = _ASK_TIMEOUT if config is None else config.timeout
-        return (await probe(instance, config or _ACCEPTS, timeout)).wrong is None
+        found = await probe(instance, config or _ACCEPTS, timeout, self._plane.resolver.resolve)
+        return found.wrong is None
 
     async def _check_for_ever(self, endpoint: Endpoint, config: Health) -> None:
         table, clock = self._plane.table, self._plane.clock
@@ -95,7 +99,8 @@ class Checker:
         while True:
             early = endpoint.state is State.STARTING and clock() < started_by
             if endpoint.state is not State.GONE:
-                found = await probe(endpoint.instance, config, config.timeout)
+                resolve = self._plane.resolver.resolve
+                found = await probe(endpoint.instance, config, config.timeout, resolve)
                 departures = table.health(
                     endpoint,
                     found.wrong is None,
@@ -111,7 +116,7 @@ class Checker:
             await asyncio.sleep(wait * self._random.uniform(0.9, 1.1))
 
 
-async def probe(instance: Instance, check: Health, timeout: float) -> Finding:
+async def probe(instance: Instance, check: Health, timeout: float, resolve: Resolve | None = None) -> Finding:
     """Ask one instance once, within `timeout` seconds. Never raises."""
     answered = False
     try:
@@ -119,7 +124,8 @@ async def probe(instance: Instance, check: Health, timeout: float) -> Finding:
             if instance.path:
                 reader, writer = await asyncio.open_unix_connection(instance.path)
             else:
-                reader, writer = await asyncio.open_connection(instance.host, instance.port)
+                host = instance.host if resolve is None else (await resolve(instance.host))[0]
+                reader, writer = await asyncio.open_connection(host, instance.port)
             try:
                 if check.kind is HealthKind.TCP:
                     return Finding()

@@ -25,6 +25,9 @@ EVICTION_BOUNDS: tuple[float, ...] = (
 PAUSE_BOUNDS: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """The same for the pauses of WebSockets that move."""
 
+CONNECT_BOUNDS: tuple[float, ...] = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""The same for making connections to instances, and for looking up their names."""
+
 LAG_BOUNDS: tuple[float, ...] = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """The same for the lateness of the event loop."""
 
@@ -52,12 +55,14 @@ class Histogram:
 class Traffic:
     """What one route has sent to one version of its service."""
 
-    __slots__ = ("bytes_in", "bytes_out", "latency", "outcomes")
+    __slots__ = ("bytes_in", "bytes_out", "first_byte", "latency", "outcomes")
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[int, str], int] = {}
         """Exchanges by status class (2 for 200 to 299) and reason code (empty: the instance's own answer)."""
         self.latency = Histogram(LATENCY_BOUNDS)
+        self.first_byte = Histogram(LATENCY_BOUNDS)
+        """Of those that an instance answered, the time to the head of its answer."""
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -75,13 +80,15 @@ def record(
     status: int,
     reason: str,
     seconds: float,
+    first_byte: float,
     bytes_in: int,
     bytes_out: int,
 ) -> None:
     """Count one finished exchange. `endpoint` is the one that answered or failed last, if any was tried.
 
-    `seconds` is the whole duration. A tunnel (status 101) is counted when it ends, and left out of the
-    latencies: how long people stay connected says nothing of how fast they are answered.
+    `seconds` is the whole duration, `first_byte` how much of it the head of the answer took (negative: there
+    was none). A tunnel (status 101) is counted when it ends, and left out of the latencies: how long people
+    stay connected says nothing of how fast they are answered.
     """
     version = "" if endpoint is None else endpoint.instance.version
     traffic = route.traffic.get(version)
@@ -94,6 +101,10 @@ def record(
         latency = traffic.latency
         latency.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         latency.sum += seconds
+        if first_byte >= 0.0:
+            latency = traffic.first_byte
+            latency.buckets[bisect_left(LATENCY_BOUNDS, first_byte)] += 1
+            latency.sum += first_byte
     traffic.bytes_in += bytes_in
     traffic.bytes_out += bytes_out
 
@@ -108,17 +119,24 @@ def _newcomer(versions: dict[str, Traffic], version: str) -> Traffic:
 def save_traffic(traffic: dict[str, Traffic]) -> dict[str, Any]:
     """A route's figures as plain values, for `load_traffic` in another process."""
     return {
-        version: (t.outcomes, t.latency.buckets, t.latency.sum, t.bytes_in, t.bytes_out)
+        version: (
+            t.outcomes,
+            (t.latency.buckets, t.latency.sum),
+            (t.first_byte.buckets, t.first_byte.sum),
+            t.bytes_in,
+            t.bytes_out,
+        )
         for version, t in traffic.items()
     }
 
 
 def load_traffic(traffic: dict[str, Traffic], saved: dict[str, Any]) -> None:
     """Go on from what `save_traffic` gave."""
-    for version, (outcomes, buckets, total, bytes_in, bytes_out) in saved.items():
+    for version, (outcomes, latency, first_byte, bytes_in, bytes_out) in saved.items():
         there = traffic[version] = Traffic()
         there.outcomes, there.bytes_in, there.bytes_out = outcomes, bytes_in, bytes_out
-        there.latency.buckets, there.latency.sum = buckets, total
+        there.latency.buckets, there.latency.sum = latency
+        there.first_byte.buckets, there.first_byte.sum = first_byte
 
 
 class Counters:
@@ -126,10 +144,13 @@ class Counters:
 
     __slots__ = (
         "bad_requests",
+        "connect_times",
         "connections_accepted",
         "connections_open",
         "connections_refused",
         "evictions",
+        "hedges",
+        "lookup_times",
         "loop_lag",
         "move_pauses",
         "moves_failed",
@@ -151,6 +172,11 @@ class Counters:
         self.bad_requests: dict[str, int] = {}
         """By reason code: requests that were answered before they had a route."""
         self.retries = 0
+        self.hedges = 0
+        """Second tries beside a first one."""
+        self.connect_times = Histogram(CONNECT_BOUNDS)
+        self.lookup_times = Histogram(CONNECT_BOUNDS)
+        """Seconds to make a connection to an instance, and to look up one's name."""
         self.upstream_connects = 0
         self.upstream_connect_failures = 0
         self.tunnels_open = 0
@@ -169,7 +195,7 @@ class Counters:
     def save(self) -> dict[str, Any]:
         """The totals as plain values, for `load` in another process."""
         return {name: getattr(self, name) for name in _TOTALS} | {
-            "move_pauses": (self.move_pauses.buckets, self.move_pauses.sum),
+            **{name: (getattr(self, name).buckets, getattr(self, name).sum) for name in _HISTOGRAMS},
             "evictions": {names: (h.buckets, h.sum) for names, h in self.evictions.items()},
         }
 
@@ -177,7 +203,9 @@ class Counters:
         """Go on from what `save` gave."""
         for name in _TOTALS:
             setattr(self, name, saved[name])
-        self.move_pauses.buckets, self.move_pauses.sum = saved["move_pauses"]
+        for name in _HISTOGRAMS:
+            own: Histogram = getattr(self, name)
+            own.buckets, own.sum = saved[name]
         for names, (buckets, total) in saved["evictions"].items():
             histogram = self.evictions[names] = Histogram(EVICTION_BOUNDS)
             histogram.buckets, histogram.sum = buckets, total
@@ -210,6 +238,7 @@ _TOTALS = (
     "bad_requests",
     "connections_accepted",
     "connections_refused",
+    "hedges",
     "moves_failed",
     "requests_total",
     "retries",
@@ -219,3 +248,4 @@ _TOTALS = (
     "upstream_connects",
 )
 """Counters that only grow. How many are open now is for each process to say of itself."""
+_HISTOGRAMS = ("connect_times", "lookup_times", "move_pauses")

@@ -20,6 +20,7 @@ from proxy.head import Limits
 from proxy.headers import Networks
 from proxy.metrics import Counters
 from proxy.moves import Moves
+from proxy.resolve import Resolver
 from proxy.session import Sessions, Tunnel
 from proxy.table import Table
 from proxy.timers import Wheel
@@ -69,6 +70,7 @@ class Plane:
         self.sessions = Sessions()
         self.moves = Moves(clock)
         self.wheel = Wheel(clock)
+        self.resolver = Resolver(loop, clock, self.counters.lookup_times.observe)
         self.clients: set[Client] = set()
         """Client connections that speak HTTP. Owner: downstream."""
         self.draining = False

@@ -20,6 +20,8 @@ class Failure(Enum):
     """No connection could be made: nothing of the request has been sent."""
     RESET = "reset"
     """The connection ended, or broke, before the first byte of the answer."""
+    TIMEOUT = "timeout"
+    """One try took too long."""
     STATUS = "status"
     """An answer came, with a status the policy may name."""
 
@@ -52,7 +54,7 @@ def may_retry(
         return False
     if failure is Failure.CONNECT:
         return "connect" in policy.on
-    return idempotent and (("reset" if failure is Failure.RESET else status) in policy.on)
+    return idempotent and ((status if failure is Failure.STATUS else failure.value) in policy.on)
 
 
 class Budget:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from config.schema import Match, Mirror, Route, RouteLimit
+from config.schema import Limit, Match, Mirror, Route
 from proxy.keys import Head, cookie_values, query_values
 from proxy.split import Split
 
@@ -65,7 +65,7 @@ class CompiledRoute:
     regex: re.Pattern[str] | None
     split: Split | None
     """As configured; what holds at run time is the table's."""
-    limit: RouteLimit | None
+    limits: tuple[Limit, ...]
     mirror: Mirror | None
 
     def holds(self, head: Head) -> bool:
@@ -208,7 +208,7 @@ def _compile(route: Route, index: int) -> CompiledRoute:
         conditions=tuple(conditions),
         regex=re.compile(match.path_regex) if match.path_regex is not None else None,
         split=Split(route.split) if route.split is not None else None,
-        limit=route.limit,
+        limits=route.limit,
         mirror=route.mirror,
     )
 

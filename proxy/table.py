@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from config.schema import Balance, Config, Outlier, Service
+from config import schema
+from config.schema import Balance, Config, Limit, Outlier, Service
 from discovery.model import Instance, Status, Update
 from proxy.balance import Balancer, make_balancer
+from proxy.capacity import Capacity
 from proxy.endpoint import TRANSITIONS, Endpoint, Event, State, instance_from
 from proxy.keys import KeyOf, key_reader
 from proxy.limit import Limiter
@@ -86,12 +88,15 @@ class ServiceState:
 
     __slots__ = (
         "budget",
+        "capacity",
         "config",
         "counted",
         "endpoints",
         "judged_at",
         "key_of",
         "known",
+        "limited",
+        "limiters",
         "name",
         "panicking",
         "pool",
@@ -112,8 +117,25 @@ class ServiceState:
         self.judged_at = 0.0
         """Requests and failures of each endpoint when they were compared last, and when that was."""
         self.budget = Budget(config.retry.budget)
+        self.limiters = _limiters(config.limit)
+        self.capacity = Capacity(config.capacity)
+        self.limited = False
+        """Whether its requests need an admission. Owner: `regard_limits`."""
+        self.regard_limits()
         self.key_of = _key_of(config)
         """Reads what the balancer hashes; None for balancers that do not hash."""
+
+    def regard_limits(self) -> None:
+        """To be called after each change of `limiters` or of what `capacity` holds."""
+        self.limited = bool(self.limiters) or not self.capacity.unlimited
+
+    @property
+    def tunnels(self) -> int:
+        """How many tunnels there are to all its endpoints, as far as its capacity depends on that."""
+        config = self.capacity.config
+        if not config.tunnels and not config.connections:
+            return 0
+        return sum(endpoint.tunnels for endpoint in self.endpoints.values())
 
 
 def _key_of(config: Service) -> KeyOf | None:
@@ -124,6 +146,17 @@ def _key_of(config: Service) -> KeyOf | None:
     return None
 
 
+def _limiters(limits: Iterable[Limit], former: Iterable[Limiter] = ()) -> tuple[Limiter, ...]:
+    """Those of `former` that say the same keep their buckets."""
+    kept = {limiter.limit: limiter for limiter in former}
+    return tuple(kept.get(limit) or Limiter(limit) for limit in limits)
+
+
+def _said(limiters: Iterable[Limiter]) -> list[dict[str, Any]]:
+    """Limits as plain values."""
+    return [limiter.limit.model_dump() for limiter in limiters]
+
+
 class RouteState:
     """One route at run time: what it matches (by its compiled form), where it leads, and its own policies."""
 
@@ -131,7 +164,7 @@ class RouteState:
         "compiled",
         "configured_split",
         "key",
-        "limiter",
+        "limiters",
         "mirrored",
         "name",
         "service",
@@ -148,8 +181,7 @@ class RouteState:
         self.configured_split = compiled.split
         """What the file says; `split` is what holds now."""
         self.split: Split | None = compiled.split
-        limit = compiled.limit
-        self.limiter = Limiter(limit) if limit is not None else None
+        self.limiters = _limiters(compiled.limits)
         self.traffic: dict[str, Traffic] = {}
         """By version label. Owner: proxy.metrics."""
 
@@ -201,8 +233,8 @@ class Table:
                 route.traffic = old.traffic
                 if old.configured_split == route.configured_split:
                     route.split = old.split
-                if old.compiled.limit == compiled.limit:
-                    route.limiter = old.limiter
+                if old.compiled.limits == compiled.limits:
+                    route.limiters = old.limiters
             routes.append(route)
         self.router, self.routes = router, tuple(routes)
         return departures
@@ -221,6 +253,11 @@ class Table:
             state.budget = Budget(wanted.retry.budget)
         if state.config.balance != wanted.balance:
             state.pool = Pool((), wanted, None)
+        if state.config.limit != wanted.limit:
+            state.limiters = _limiters(wanted.limit, state.limiters)
+        if state.config.capacity != wanted.capacity:
+            state.capacity.reconfigure(wanted.capacity)
+        state.regard_limits()
         state.config = wanted
         state.key_of = _key_of(wanted)
         departures = []
@@ -428,6 +465,30 @@ class Table:
             after=shares,
         )
 
+    def set_route_limits(self, route: str, limits: Sequence[Limit] | None) -> None:
+        """Replace a route's rate limits; None gives back those of the file. Raises `UnknownName`."""
+        state = self.find_route(route)
+        before = _said(state.limiters)
+        state.limiters = _limiters(state.compiled.limits if limits is None else limits, state.limiters)
+        self._emit("limits_changed", route=route, before=before, after=_said(state.limiters))
+
+    def set_service_limits(self, service: str, limits: Sequence[Limit] | None) -> None:
+        """The same for a service's own. Raises `UnknownName`."""
+        state = self.find_service(service)
+        before = _said(state.limiters)
+        state.limiters = _limiters(state.config.limit if limits is None else limits, state.limiters)
+        state.regard_limits()
+        self._emit("limits_changed", service=service, before=before, after=_said(state.limiters))
+
+    def set_capacity(self, service: str, capacity: schema.Capacity | None) -> None:
+        """Replace what a service may have under way; None gives back the file's. Raises `UnknownName`."""
+        state = self.find_service(service)
+        before = state.capacity.config
+        state.capacity.reconfigure(state.config.capacity if capacity is None else capacity)
+        state.regard_limits()
+        after = state.capacity.config
+        self._emit("capacity_changed", service=service, before=before.model_dump(), after=after.model_dump())
+
     # -- between processes ---------------------------------------------------------------------------------
 
     def save(self) -> dict[str, Any]:
@@ -439,6 +500,23 @@ class Table:
                 route.name: dict(route.split.shares) if route.split is not None else None
                 for route in self.routes
                 if route.split != route.configured_split
+            },
+            "limits": {
+                "routes": {
+                    route.name: _said(route.limiters)
+                    for route in self.routes
+                    if tuple(limiter.limit for limiter in route.limiters) != route.compiled.limits
+                },
+                "services": {
+                    name: _said(state.limiters)
+                    for name, state in self.services.items()
+                    if tuple(limiter.limit for limiter in state.limiters) != state.config.limit
+                },
+                "capacities": {
+                    name: state.capacity.config.model_dump()
+                    for name, state in self.services.items()
+                    if state.capacity.config != state.config.capacity
+                },
             },
             "services": {
                 name: [endpoint.save() for endpoint in state.endpoints.values()]
@@ -466,6 +544,7 @@ class Table:
             if route.name in saved["splits"]:
                 shares = saved["splits"][route.name]
                 route.split = Split(shares) if shares is not None else None
+        self._load_limits(saved["limits"])
         for name, endpoints in saved["services"].items():
             state = self.services.get(name)
             if state is None:
@@ -477,6 +556,15 @@ class Table:
             self._publish(state, now)
             if state.stickiness is not None and name in saved["bindings"]:
                 state.stickiness.load(saved["bindings"][name])
+
+    def _load_limits(self, saved: dict[str, Any]) -> None:
+        routes, services = {route.name for route in self.routes}, self.services
+        for name in saved["routes"].keys() & routes:
+            self.set_route_limits(name, [Limit(**limit) for limit in saved["routes"][name]])
+        for name in saved["services"].keys() & services:
+            self.set_service_limits(name, [Limit(**limit) for limit in saved["services"][name]])
+        for name in saved["capacities"].keys() & services:
+            self.set_capacity(name, schema.Capacity(**saved["capacities"][name]))
 
     def save_traffic(self) -> dict[str, Any]:
         """The figures of every route, as plain values, by name."""

@@ -226,7 +226,7 @@ class Tunnel(ABC):
         now = plane.clock()
         bytes_in, bytes_out = self.bytes
         plane.counters.tunnel_closed(code, side)
-        record(self.route, endpoint, 101, "", now - origin.started, bytes_in, bytes_out)
+        record(self.route, endpoint, 101, "", now - origin.started, -1.0, bytes_in, bytes_out)
         if plane.log.enabled:
             plane.log.append(
                 (

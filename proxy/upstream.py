@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterable, Sequence
 from typing import Protocol, cast
 
 from proxy.endpoint import Endpoint
@@ -158,6 +159,17 @@ def close_idle(endpoint: Endpoint) -> None:
         upstream.close()
 
 
+def make_room(endpoints: Iterable[Endpoint], most: int) -> None:
+    """Close idle connections of a service until all fit into `most` that its leases need."""
+    everybody = list(endpoints)
+    excess = sum(e.inflight + len(e.idle) for e in everybody) - most
+    while excess > 0 and (richest := max(everybody, key=lambda e: len(e.idle), default=None)) is not None:
+        if (upstream := take_idle(richest)) is None:
+            return
+        upstream.close()
+        excess -= 1
+
+
 def cut_busy(endpoint: Endpoint, reason: Reason) -> int:
     """End the exchanges that are still under way on an endpoint; how many there were."""
     busy = [u for u in tuple(endpoint.connections) if isinstance(u, Upstream) and u.exchange is not None]
@@ -169,22 +181,43 @@ def cut_busy(endpoint: Endpoint, reason: Reason) -> int:
 
 async def connect(plane: Plane, endpoint: Endpoint, timeout: float) -> Upstream:
     """A new connection. Raises `TimeoutError` after `timeout` seconds, `OSError` when there can be none."""
-    plane.counters.upstream_connects += 1
+    counters, clock = plane.counters, plane.clock
+    counters.upstream_connects += 1
     instance = endpoint.instance
     try:
         async with asyncio.timeout(timeout):
             if instance.path:
+                begun = clock()
                 _, upstream = await plane.loop.create_unix_connection(
                     lambda: Upstream(plane, endpoint), instance.path
                 )
             else:
-                _, upstream = await plane.loop.create_connection(
-                    lambda: Upstream(plane, endpoint), instance.host, instance.port
-                )
+                addresses = await plane.resolver.resolve(instance.host)
+                begun = clock()
+                upstream = await _connect_to_one(plane, endpoint, addresses, timeout)
     except OSError:
-        plane.counters.upstream_connect_failures += 1
+        counters.upstream_connect_failures += 1
         raise
-    except (ValueError, OverflowError) as error:  # a host that is no name, a port that is no port
-        plane.counters.upstream_connect_failures += 1
+    except (ValueError, OverflowError) as error:  # a port that is no port
+        counters.upstream_connect_failures += 1
         raise OSError(str(error)) from error
+    counters.connect_times.observe(clock() - begun)
     return upstream
+
+
+async def _connect_to_one(
+    plane: Plane, endpoint: Endpoint, addresses: Sequence[str], timeout: float
+) -> Upstream:
+    """To the first address that accepts; one that says nothing leaves time for the others."""
+    port, last = endpoint.instance.port, addresses[-1]
+    for address in addresses:
+        try:
+            async with asyncio.timeout(None if address is last else timeout / len(addresses)):
+                _, upstream = await plane.loop.create_connection(
+                    lambda: Upstream(plane, endpoint), address, port
+                )
+                return upstream
+        except OSError:
+            if address is last:
+                raise
+    raise OSError(f"{endpoint.instance.host} has no address")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable
-from contextlib import suppress
 
 from aiohttp import web
 
@@ -28,6 +25,7 @@ from proxy.admin.models import (
     WeightOrder,
 )
 from proxy.admin.operation import INSTANCE, MIB, ROUTE, SERVICE, Operation
+from proxy.admin.who import who
 from proxy.endpoint import Endpoint, State
 from proxy.handover import HandoverError
 from proxy.table import Cause, Departure
@@ -274,21 +272,6 @@ class Changing:
     def _log(self, request: web.Request, action: str, **facts: object) -> None:
         by = who(request, self._control.config.admin.token is not None)
         self._control.events.emit("admin_change", action=action, by=by, **facts)
-
-
-def who(request: web.Request, token: bool) -> str:
-    """Who is asking: how they were let in, and from where."""
-    transport = request.transport
-    if transport is None:
-        return "nobody"
-    peer = transport.get_extra_info("peername")
-    if isinstance(peer, tuple):
-        return f"{'token' if token else 'loopback'} {peer[0]}"
-    with suppress(OSError, AttributeError, struct.error):
-        sock = transport.get_extra_info("socket")
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return f"unix uid {uid} pid {pid}"
-    return "unix"
 
 
 def _misconfigured(status: int, error: ConfigError) -> Refused:

@@ -23,8 +23,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from discovery.watch import Source
 from proxy.admin.control import Control
-from proxy.admin.views import registry_name
 from proxy.endpoint import State
 from proxy.metrics import Histogram
 from proxy.table import Table
@@ -49,8 +49,20 @@ class _Traffic:
     labels: tuple[str, str, str]
     outcomes: list[tuple[tuple[int, str], int]]
     latency: Buckets
+    first_byte: Buckets
     bytes_in: int
     bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """One service; `labels` is its name. The figures of places are 0 without a capacity."""
+
+    labels: tuple[str]
+    panicking: bool
+    inflight: int
+    waiting: int
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,20 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class _Registry:
+    """One source; `labels` are those of `_REGISTRY`."""
+
+    labels: tuple[str, str]
+    staleness: float
+    held: int
+    flapping: int
+    remembered: int
+    failures: int
+    mass_losses: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All figures of one moment, as plain numbers."""
 
@@ -94,9 +120,11 @@ class Snapshot:
     lag: Buckets
     pauses: Buckets
     traffic: list[_Traffic]
-    panicking: list[tuple[str, bool]]
+    services: list[_Service]
+    connects: Buckets
+    lookups: Buckets
     instances: list[_Instance]
-    sources: list[tuple[tuple[str, str], float, int]]
+    sources: list[_Registry]
     evictions: list[tuple[tuple[str, str], Buckets]]
     apps: list[tuple[tuple[str, str], bool]]
     entries: list[_Entry]
@@ -115,6 +143,7 @@ def read(control: Control) -> Snapshot:
             ("connections_refused", "Client connections refused by the limit.", counters.connections_refused),
             ("requests_received", "Request heads received.", counters.requests_total),
             ("retries", "Further tries after a first.", counters.retries),
+            ("hedges", "Second tries beside a first.", counters.hedges),
             ("upstream_connects", "Connections opened to instances.", counters.upstream_connects),
             ("upstream_connect_failures", "Attempts that failed.", counters.upstream_connect_failures),
             ("tunnels", "Tunnels opened.", counters.tunnels_total),
@@ -129,9 +158,20 @@ def read(control: Control) -> Snapshot:
         lag=_copied(counters.loop_lag),
         pauses=_copied(counters.move_pauses),
         traffic=_read_traffic(plane.table),
-        panicking=[(state.name, state.panicking) for state in plane.table.services.values()],
+        services=[
+            _Service(
+                (state.name,),
+                state.panicking,
+                state.capacity.inflight,
+                state.capacity.waiting,
+                state.capacity.limit,
+            )
+            for state in plane.table.services.values()
+        ],
+        connects=_copied(counters.connect_times),
+        lookups=_copied(counters.lookup_times),
         instances=_read_instances(plane.table),
-        sources=[((registry_name(s), s.kind), s.staleness(now), s.held) for s in control.sources],
+        sources=[_read_registry(source, now) for source in control.sources],
         evictions=[(key, _copied(histogram)) for key, histogram in counters.evictions.items()],
         apps=[((e.instance.service, e.instance.id), e.app_ready) for e in control.sidecar.entries],
         entries=[
@@ -153,12 +193,26 @@ def read(control: Control) -> Snapshot:
     )
 
 
+def _read_registry(source: Source, now: float) -> _Registry:
+    return _Registry(
+        (source.name, source.kind),
+        staleness=source.staleness(now),
+        held=source.held,
+        flapping=source.flapping,
+        remembered=source.remembered,
+        failures=source.failed_total,
+        mass_losses=source.mass_losses,
+        refused=source.refused_total,
+    )
+
+
 def _read_traffic(table: Table) -> list[_Traffic]:
     return [
         _Traffic(
             (route.name, route.service.name, version),
             list(traffic.outcomes.items()),
             _copied(traffic.latency),
+            _copied(traffic.first_byte),
             traffic.bytes_in,
             traffic.bytes_out,
         )
@@ -206,12 +260,7 @@ class _Families(Collector):
         snapshot = self._snapshot
         yield from _process(snapshot)
         yield from _traffic(snapshot.traffic)
-        panicking = GaugeMetricFamily(
-            "holdfast_service_panicking", "Whether all instances are used, ready or not.", labels=("service",)
-        )
-        for service, value in snapshot.panicking:
-            panicking.add_metric((service,), float(value))
-        yield panicking
+        yield from _services(snapshot.services)
         yield from _instances(snapshot.instances)
         yield from _discovery(snapshot)
         yield from _entries(snapshot)
@@ -246,6 +295,15 @@ def _process(snapshot: Snapshot) -> Iterator[Metric]:
     )
     _add(pauses, (), snapshot.pauses)
     yield pauses
+    connects = HistogramMetricFamily(
+        "holdfast_upstream_connect_seconds", "To make a connection to an instance."
+    )
+    _add(connects, (), snapshot.connects)
+    lookups = HistogramMetricFamily(
+        "holdfast_upstream_lookup_seconds", "To look up the name of an instance that has one."
+    )
+    _add(lookups, (), snapshot.lookups)
+    yield from (connects, lookups)
     lag = HistogramMetricFamily("holdfast_event_loop_lag_seconds", "Lateness of a periodic timer.")
     _add(lag, (), snapshot.lag)
     yield lag
@@ -260,15 +318,32 @@ def _traffic(versions: Sequence[_Traffic]) -> Iterator[Metric]:
     duration = HistogramMetricFamily(
         "holdfast_request_duration_seconds", "From the request head to the end of the answer.", labels=_ROUTE
     )
+    first_byte = HistogramMetricFamily(
+        "holdfast_first_byte_seconds", "From the request head to the head of its answer.", labels=_ROUTE
+    )
     received = CounterMetricFamily("holdfast_request_bytes", "Bodies and tunnels, in.", labels=_ROUTE)
     sent = CounterMetricFamily("holdfast_response_bytes", "Bodies and tunnels, out.", labels=_ROUTE)
     for traffic in versions:
         for (status_class, reason), count in traffic.outcomes:
             requests.add_metric((*traffic.labels, f"{status_class}xx", reason), count)
         _add(duration, traffic.labels, traffic.latency)
+        _add(first_byte, traffic.labels, traffic.first_byte)
         received.add_metric(traffic.labels, traffic.bytes_in)
         sent.add_metric(traffic.labels, traffic.bytes_out)
-    yield from (requests, duration, received, sent)
+    yield from (requests, duration, first_byte, received, sent)
+
+
+def _services(services: Sequence[_Service]) -> Iterator[Metric]:
+    for name, text, values in (
+        ("panicking", "Whether all instances are used, ready or not.", [s.panicking for s in services]),
+        ("admitted", "Requests that have a place.", [s.inflight for s in services]),
+        ("waiting", "Requests that wait for a place.", [s.waiting for s in services]),
+        ("places", "Requests that may be under way; 0: no limit.", [s.limit for s in services]),
+    ):
+        gauge = GaugeMetricFamily(f"holdfast_service_{name}", text, labels=("service",))
+        for service, value in zip(services, values, strict=True):
+            gauge.add_metric(service.labels, float(value))
+        yield gauge
 
 
 def _instances(instances: Sequence[_Instance]) -> Iterator[Metric]:
@@ -315,19 +390,26 @@ def _instances(instances: Sequence[_Instance]) -> Iterator[Metric]:
 
 
 def _discovery(snapshot: Snapshot) -> Iterator[Metric]:
-    staleness = GaugeMetricFamily(
-        "holdfast_registry_staleness_seconds",
-        "Since the registry was last known to be right.",
-        labels=_REGISTRY,
-    )
-    held = GaugeMetricFamily(
-        "holdfast_registry_held_instances",
-        "Instances that stay although the registry no longer lists them.",
-        labels=_REGISTRY,
-    )
-    for labels, seconds, count in snapshot.sources:
-        staleness.add_metric(labels, seconds)
-        held.add_metric(labels, count)
+    sources = snapshot.sources
+    for name, text, now in (
+        ("staleness_seconds", "Since it was last known to be right.", [s.staleness for s in sources]),
+        ("held_instances", "Instances that stay although it lists them no more.", [s.held for s in sources]),
+        ("flapping_instances", "Last choice because they come and go.", [s.flapping for s in sources]),
+        ("remembered_services", "Known from disk, for want of an answer.", [s.remembered for s in sources]),
+    ):
+        gauge = GaugeMetricFamily(f"holdfast_registry_{name}", text, labels=_REGISTRY)
+        for source, value in zip(sources, now, strict=True):
+            gauge.add_metric(source.labels, value)
+        yield gauge
+    for name, text, so_far in (
+        ("failures", "Attempts that failed, and watches that broke.", [s.failures for s in sources]),
+        ("mass_losses", "Answers whose losses were not believed at once.", [s.mass_losses for s in sources]),
+        ("refused_entries", "Entries that made no sense and were left out.", [s.refused for s in sources]),
+    ):
+        counter = CounterMetricFamily(f"holdfast_registry_{name}", text, labels=_REGISTRY)
+        for source, count in zip(sources, so_far, strict=True):
+            counter.add_metric(source.labels, count)
+        yield counter
     delay = HistogramMetricFamily(
         "holdfast_eviction_delay_seconds",
         "From a registry event's arrival to the swap after which nothing starts on the instance.",
@@ -335,7 +417,7 @@ def _discovery(snapshot: Snapshot) -> Iterator[Metric]:
     )
     for key, histogram in snapshot.evictions:
         _add(delay, key, histogram)
-    yield from (staleness, held, delay)
+    yield delay
 
 
 def _add(family: HistogramMetricFamily, labels: Sequence[str], histogram: Buckets) -> None:

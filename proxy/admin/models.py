@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from config.schema import Duration
+from config.schema import Capacity, Duration, Limit
 
 
 class View(BaseModel):
@@ -162,7 +162,8 @@ class RouteView(Shares):
     service: str
     match: dict[str, Any]
     """Its conditions, as configured."""
-    limit: dict[str, Any] | None
+    limits: list[Limit]
+    """That hold now."""
     mirror: dict[str, Any] | None
     traffic: dict[str, TrafficView]
     """By version; the empty one is for what never got to an instance, too."""
@@ -172,6 +173,30 @@ class RoutesView(View):
     """All routes, in the order of the file."""
 
     routes: list[RouteView]
+
+
+class LimitsView(View):
+    """The rate limits of a route or a service."""
+
+    limits: list[Limit]
+    """That hold now."""
+    configured: list[Limit]
+    """What the file says."""
+
+
+class CapacityView(View):
+    """What a service may have under way, and what it has."""
+
+    capacity: Capacity
+    """That holds now."""
+    configured: Capacity
+    """What the file says."""
+    admitted: int
+    """Requests that have a place."""
+    waiting: int
+    """Requests that wait for one."""
+    places: int
+    """Requests that may be under way; 0: no limit."""
 
 
 class SessionView(View):
@@ -400,6 +425,20 @@ class SplitOrder(Order):
         if value is not None and not any(value.values()):
             raise ValueError("needs at least one share above 0")
         return value
+
+
+class LimitsOrder(Order):
+    """Replace the rate limits of a route or a service."""
+
+    limits: list[Limit] | None
+    """All of them; empty: none; null: those of the file."""
+
+
+class CapacityOrder(Order):
+    """Replace what a service may have under way."""
+
+    capacity: Capacity | None
+    """All of it, what is left out is not limited; null: what the file says."""
 
 
 class PlanOrder(Order):

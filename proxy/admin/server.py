@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from proxy.admin.changing import Changing
 from proxy.admin.control import Control
 from proxy.admin.guard import Refused, admit
+from proxy.admin.limiting import Limiting
 from proxy.admin.openapi import describe
 from proxy.admin.operation import MIB, Operation
 from proxy.admin.reading import Reading
@@ -41,7 +42,7 @@ _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def make_app(control: Control) -> web.Application:
     """The API, the metrics and the dashboard of one process."""
     reading = Reading(control)
-    operations = [*reading.operations(), *Changing(control).operations()]
+    operations = [*reading.operations(), *Changing(control).operations(), *Limiting(control).operations()]
     description = _Description(operations)
     operations.append(description.operation)
     assets = _assets()

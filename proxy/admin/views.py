@@ -129,7 +129,7 @@ def route_view(route: RouteState) -> RouteView:
         name=route.name,
         service=route.service.name,
         match=compiled.match.model_dump(mode="json", exclude_defaults=True),
-        limit=compiled.limit.model_dump(mode="json") if compiled.limit is not None else None,
+        limits=[limiter.limit for limiter in route.limiters],
         mirror=compiled.mirror.model_dump(mode="json") if compiled.mirror is not None else None,
         traffic={version: _traffic_view(traffic) for version, traffic in route.traffic.items()},
     )

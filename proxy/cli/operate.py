@@ -21,6 +21,7 @@ from proxy.cli.common import (
     speaks_to_proxy,
     table,
 )
+from proxy.cli.limits import capacity, limit
 
 _POLL = 0.2
 """Seconds between looks at an instance that is being waited for."""
@@ -381,6 +382,8 @@ def _changes_text(changes: list[dict[str, Any]]) -> str:
 
 
 VERBS: tuple[click.Command, ...] = (
+    limit,
+    capacity,
     status,
     services,
     instances,

@@ -26,8 +26,8 @@ def endpoint(version: str) -> Endpoint:
 def test_exchanges_are_counted_by_version_class_and_reason():
     route, stable = Route(), endpoint("stable")
     for status, reason in ((200, ""), (204, ""), (404, ""), (502, "connect_failed")):
-        record(route, stable, status, reason, 0.002, 3, 5)
-    record(route, None, 503, "no_healthy_instance", 0.0, 0, 0)
+        record(route, stable, status, reason, 0.002, 0.001, 3, 5)
+    record(route, None, 503, "no_healthy_instance", 0.0, -1.0, 0, 0)
     assert route.traffic["stable"].outcomes == {(2, ""): 2, (4, ""): 1, (5, "connect_failed"): 1}
     assert (route.traffic["stable"].bytes_in, route.traffic["stable"].bytes_out) == (12, 20)
     assert route.traffic[""].outcomes == {(5, "no_healthy_instance"): 1}
@@ -35,7 +35,7 @@ def test_exchanges_are_counted_by_version_class_and_reason():
 
 def test_a_tunnel_counts_but_its_length_is_no_latency():
     route = Route()
-    record(route, endpoint(""), 101, "", 3600.0, 1, 1)
+    record(route, endpoint(""), 101, "", 3600.0, -1.0, 1, 1)
     traffic = route.traffic[""]
     assert traffic.outcomes == {(1, ""): 1}
     assert sum(traffic.latency.buckets) == 0
@@ -45,7 +45,7 @@ def test_a_tunnel_counts_but_its_length_is_no_latency():
 @given(st.floats(0, 100))
 def test_each_duration_falls_into_the_first_bucket_that_holds_it(seconds):
     route = Route()
-    record(route, None, 200, "", seconds, 0, 0)
+    record(route, None, 200, "", seconds, seconds, 0, 0)
     buckets = route.traffic[""].latency.buckets
     index = buckets.index(1)
     assert sum(buckets) == 1
@@ -56,7 +56,7 @@ def test_each_duration_falls_into_the_first_bucket_that_holds_it(seconds):
 def test_releases_do_not_add_up_for_ever():
     route = Route()
     for number in range(100):
-        record(route, endpoint(f"v{number}"), 200, "", 0.001, 0, 0)
+        record(route, endpoint(f"v{number}"), 200, "", 0.001, 0.001, 0, 0)
     assert len(route.traffic) == 32
     assert "v99" in route.traffic
     assert "v0" not in route.traffic

@@ -84,7 +84,7 @@ async def test_routes_show_conditions_split_and_traffic_by_version(control, api)
         (table.find("web", "c"), 500, ""),
         (None, 503, "no_healthy_instance"),
     ):
-        record(route, endpoint, status, reason, 0.01, 10, 100)
+        record(route, endpoint, status, reason, 0.01, 0.01, 10, 100)
     web, api_route = (await (await api.get("/v1/routes")).json())["routes"]
     assert web["match"] == {"path": "/"}
     assert web["split"] == web["configured"] == {"stable": 90, "canary": 10}
@@ -92,7 +92,7 @@ async def test_routes_show_conditions_split_and_traffic_by_version(control, api)
     assert web["traffic"]["canary"]["statuses"] == {"5xx": 1}
     assert web["traffic"][""]["reasons"] == {"no_healthy_instance": 1}
     assert api_route["match"] == {"path": "/api", "method": ["POST"]}
-    assert api_route["limit"]["rate"] == 5.0
+    assert api_route["limits"][0]["rate"] == 5.0
 
 
 async def test_the_configuration_is_shown_without_its_secrets(start):
@@ -272,7 +272,7 @@ async def test_sessions_are_listed_by_service_and_instance_up_to_a_limit(control
 async def test_metrics_hold_traffic_instances_and_eviction_delays(control, api):
     plane = control.plane
     endpoint = plane.table.find("web", "c")
-    record(plane.table.find_route("web"), endpoint, 200, "", 0.004, 5, 50)
+    record(plane.table.find_route("web"), endpoint, 200, "", 0.004, 0.003, 5, 50)
     plane.counters.observe_eviction("consul", "gone", 0.002)
     plane.counters.bad_request("bad_request")
     plane.counters.tunnels_open = 1

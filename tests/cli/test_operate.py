@@ -276,3 +276,43 @@ async def test_names_are_completed_from_the_running_proxy(proxy, monkeypatch):
 )
 def test_status_tells_how_a_registry_does(registry, line):
     assert _registry_line(registry) == line
+
+
+async def test_rate_limits_are_shown_replaced_and_given_back(proxy):
+    assert (await proxy.run("limit", "web")).stdout == "web: no rate limit\n"
+    result = await proxy.run("limit", "web", "30/m", "--burst", "5", "--per", "header:X-Key", "--wait", "1s")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].split() == ["0.5/s", "5", "header:X-Key", "1", "s", "-"]
+    [limiter] = proxy.app.table.find_route("web").limiters
+    assert (limiter.limit.rate, limiter.limit.burst, limiter.limit.wait) == (0.5, 5, 1.0)
+    await proxy.run("limit", "web", "--service", "9/s", "--per", "service")
+    assert proxy.app.table.find_service("web").limiters[0].limit.rate == 9.0
+    assert (await proxy.json("limit", "web", "--reset"))["limits"] == []
+    assert (await proxy.json("limit", "web", "--service", "--off"))["limits"] == []
+
+
+async def test_a_capacity_is_changed_key_by_key(proxy):
+    assert (await proxy.run("capacity", "web")).stdout == "web: no limit; 0 under way, 0 waiting\n"
+    await proxy.run("capacity", "web", "requests=100", "queue=50")
+    result = await proxy.run("capacity", "web", "wait=2s")
+    assert result.stdout == "web: requests 100, queue 50, wait 2 s; 0 of 100 under way, 0 waiting\n"
+    await proxy.run("capacity", "web", "adaptive=true")
+    assert proxy.app.table.find_service("web").capacity.gradient is not None
+    assert (await proxy.json("capacity", "web", "--reset"))["places"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("limit", "web", "10/s", "--off"), "give one of"),
+        (("limit", "web", "--burst", "3"), "--burst needs a RATE"),
+        (("limit", "web", "ten"), "is not a rate"),
+        (("capacity", "web", "requests"), "is not KEY=VALUE"),
+        (("capacity", "web", "requests=1", "--off"), "not several"),
+        (("capacity", "web", "reqests=1"), "reqests"),
+    ],
+)
+async def test_limits_that_make_no_sense_are_refused(proxy, arguments, message):
+    result = await proxy.run(*arguments)
+    assert result.exit_code != 0
+    assert message in result.stderr

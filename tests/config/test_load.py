@@ -67,8 +67,7 @@ def test_the_configuration_of_the_contract_is_read_whole() -> None:
     assert chat.retry.on == ("connect", "reset", 502, 503)
     assert chat.instances is not None
     assert [instance.id for instance in chat.instances] == ["127.0.0.1:9001", "a"]
-    assert made.routes[0].limit is not None
-    assert made.routes[0].limit.rate == 100
+    assert [limit.rate for limit in made.routes[0].limit] == [100]
 
 
 def test_no_file_and_an_empty_file_are_the_defaults() -> None:
@@ -111,7 +110,7 @@ def test_none_switches_a_section_off(off: str) -> None:
     )
     service, route = made.services["a"], made.routes[0]
     assert (service.sticky, service.health, service.outlier) == (None, None, None)
-    assert (route.split, route.mirror, route.limit, made.registry) == (None, None, None, ())
+    assert (route.split, route.mirror, route.limit, made.registry) == (None, None, (), ())
     assert made.access_log.path is None
     assert config("access_log: none").access_log.path is None
 

@@ -57,7 +57,7 @@ def test_every_mistake_is_reported_once_in_the_order_of_the_file() -> None:
         "weighted, least_conn, p2c, "
         "ewma, ring_hash, maglev, ip_hash, random (did you mean 'least_conn'?)",
         "f.yaml:12:5: services.chat.sticky.name: sticky by cookie needs a name",
-        "f.yaml:13:27: services.chat.retry.on[1]: '500' is not one of connect, reset, 502, 503, 504 "
+        "f.yaml:13:27: services.chat.retry.on[1]: '500' is not one of connect, reset, timeout, 502, 503, 504 "
         "(did you mean '504'?)",
         "f.yaml:15:34: routes[0].match.path_regex: cannot be given together with path",
         "f.yaml:15:34: routes[0].match.path_regex: is not a regular expression: missing ), unterminated "
@@ -164,6 +164,18 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
             "registry: {kind: consul, address: 'h:1'}",
             "1:35: registry.address: 'h:1' is not a URL such as http://127.0.0.1:8500",
         ),
+        (
+            "registry: {kind: etcd, user: a}",
+            "1:11: registry.password: is needed with user",
+        ),
+        (
+            "registry: {kind: dns, record: address}",
+            "1:11: registry.port: is needed for record: address; only SRV records tell a port",
+        ),
+        (
+            "registry: {kind: dns, server: 'unix:/run/dns'}",
+            "1:31: registry.server: 'unix:/run/dns' is a unix socket; a name server has a host and a port",
+        ),
         ("registry: consul", "1:11: registry: must be a section (key: value), not 'consul'"),
         (
             "services: {a/b: {instances: [a:1]}}",
@@ -210,6 +222,24 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
         (
             service("{sticky: {by: cookie, name: 'a;b'}}"),
             "3:34: services.a.sticky.name: 'a;b' is not a name that HTTP allows (RFC 9110 section 5.6.2)",
+        ),
+        (
+            service("{limit: {rate: 5/s, per: route}}"),
+            "3:31: services.a.limit.per: a service has no bucket per route; write service",
+        ),
+        (
+            service("{limit: [{rate: 5/s}, {rate: 5/s, per: header}]}"),
+            "3:45: services.a.limit[1].per: 'header' is not client, route, service, header:NAME, cookie:NAME "
+            "or query:NAME",
+        ),
+        (
+            service("{capacity: {adaptive: {min: 9, max: 3}}}"),
+            "3:42: services.a.capacity.adaptive.max: is less than min",
+        ),
+        (
+            service("{retry: {hedge: 50ms}, sticky: {by: ip}}"),
+            "3:22: services.a.retry.hedge: a sticky service cannot have it: only the client's own instance "
+            "knows it",
         ),
         (
             service("{health: {dead: 1}}"),

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 
 import proxy.limit
-from config.schema import RouteLimit
-from proxy.limit import Limiter
+from config.schema import Limit
+from proxy.head import RequestHead
+from proxy.limit import Limiter, admit
 
 ONE, TWO = b"192.0.2.1", b"192.0.2.2"
 
 
-def limiter(rate: str, burst: int | None = None, per: str = "client") -> Limiter:
-    return Limiter(RouteLimit.model_validate({"rate": rate, "burst": burst, "per": per}))
+class Bucket:
+    """A limiter as something that lets through or says how long to wait."""
+
+    def __init__(self, **limit: object) -> None:
+        self.limiter = Limiter(Limit.model_validate(limit))
+
+    def take(self, client: bytes, now: float, head: object = None) -> float:
+        within, wait = admit([self.limiter], head, client, now)  # type: ignore[arg-type]
+        return -wait if within and wait else wait
+
+    def __len__(self) -> int:
+        return len(self.limiter)
+
+
+def limiter(rate: str, burst: int | None = None, per: str = "client", **more: object) -> Bucket:
+    return Bucket(rate=rate, burst=burst, per=per, **more)
 
 
 def test_a_burst_passes_and_then_the_rate_holds() -> None:
@@ -87,3 +105,50 @@ def test_a_flood_of_clients_does_not_grow_without_bound(monkeypatch: pytest.Monk
         # One that goes on knocking stays remembered.
         assert bucket.take(ONE, 1.0) > 0.0
     assert len(bucket) == 100
+
+
+def test_keys_may_come_from_what_the_request_says(request_head: Callable[..., RequestHead]) -> None:
+    bucket = limiter("1/s", burst=1, per="header:X-Key")
+    a, b, none = (request_head("/", *fields) for fields in (("X-Key: a",), ("x-key: b",), ()))
+    assert [bucket.take(ONE, 0.0, head) for head in (a, b, none)] == [0.0, 0.0, 0.0]
+    assert all(bucket.take(TWO, 0.0, head) > 0.0 for head in (a, b, none))
+
+
+def test_who_may_wait_gets_a_turn_in_order_and_only_others_are_refused() -> None:
+    bucket = limiter("10/s", burst=1, wait="250ms")
+    assert bucket.take(ONE, 0.0) == 0.0
+    assert bucket.take(ONE, 0.0) == pytest.approx(-0.1)
+    assert bucket.take(ONE, 0.0) == pytest.approx(-0.2)
+    assert bucket.take(ONE, 0.0) == pytest.approx(0.3)
+    assert bucket.take(ONE, 0.1) == pytest.approx(-0.2)
+
+
+def test_of_several_limits_all_hold_and_a_refusal_takes_from_none() -> None:
+    each = Limiter(Limit.model_validate({"rate": "10/s", "burst": 2}))
+    together = Limiter(Limit.model_validate({"rate": "1/s", "burst": 3, "per": "route"}))
+    asked = [admit([each, together], None, client, 0.0) for client in (ONE, ONE, ONE, TWO, TWO)]  # type: ignore[arg-type]
+    assert [within for within, _ in asked] == [True, True, False, True, False]
+    assert asked[2][1] == pytest.approx(0.1)
+    assert asked[4][1] == pytest.approx(1.0)
+    assert each.wait(TWO, 0.0) == 0.0
+
+
+def passed(bucket: Bucket, start: float, seconds: float) -> int:
+    """How many of a thousand requests per second got through."""
+    return sum(bucket.take(ONE, start + step / 1000) == 0.0 for step in range(int(seconds * 1000)))
+
+
+def test_a_cold_bucket_starts_at_a_third_of_its_rate_and_grows_to_the_full_one() -> None:
+    bucket = limiter("90/s", burst=2, warm_up="10s")
+    first, last = passed(bucket, 0.0, 1.0), [passed(bucket, 1.0 + second, 1.0) for second in range(12)]
+    assert first == pytest.approx(33, abs=3)
+    assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(last))
+    assert last[-1] == pytest.approx(90, abs=2)
+
+
+def test_a_warm_bucket_cools_while_it_is_not_used() -> None:
+    bucket = limiter("90/s", burst=1, warm_up="4s")
+    passed(bucket, 0.0, 6.0)
+    assert passed(bucket, 8.0, 0.5) == pytest.approx(30, abs=4)  # cooled by half
+    passed(bucket, 8.5, 6.0)
+    assert passed(bucket, 100.0, 0.5) == pytest.approx(17, abs=3)

@@ -7,7 +7,7 @@ import pytest
 from config.schema import Retry
 from proxy.retry import IDEMPOTENT, Budget, Failure, may_retry
 
-POLICY = Retry.model_validate({"attempts": 2, "on": ["connect", "reset", 502, 503]})
+POLICY = Retry.model_validate({"attempts": 2, "on": ["connect", "reset", "timeout", 502, 503]})
 SILENT = Retry.model_validate({"attempts": 2, "on": []})
 
 

@@ -205,4 +205,4 @@ def test_a_route_carries_what_the_configuration_says(request_head: MakeHead) -> 
     assert route is not None
     assert (route.name, route.service, route.index) == ("r", "s", 0)
     assert route.split is not None and dict(route.split.shares) == {"stable": 95, "canary": 5}
-    assert route.limit == config.limit and route.mirror == config.mirror
+    assert route.limits == config.limit and route.mirror == config.mirror

