@@ -143,7 +143,8 @@ class Housekeeper:
         self._hub = hub
         self._jobs: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             (sessions.lease / 4, self.renew),
-            (sessions.lease / 2, self.recover),
+            # An answer is late by the lease of the instance that died, and by this.
+            (sessions.lease / 8, self.recover),
             (min(10.0, sessions.ttl / 4), self.expire),
             (poll, hub.catch_up),
         ]

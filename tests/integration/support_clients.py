@@ -1,4 +1,6 @@
-"""Many customers of the chat in one process: `python -m tests.integration.support_clients LIBRARY URL N`.
+"""Many customers of the chat in one process: `python -m tests.integration.support_clients LIBRARY URL N S`.
+
+There are `S` seconds between an answer and the next question of each, on the average.
 
 It says `ready` when all are connected. On SIGUSR1 it tells, as one line of JSON, what was seen since it was
 asked before; on SIGTERM it lets every conversation come to its end, tells the last of it, and exits.
@@ -21,9 +23,7 @@ import aiohttp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-THINK = 10.0
-"""Seconds between an answer and the next question, on the average."""
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds after which an answer is said to be lost."""
 AT_ONCE = 20
 """Handshakes under way at the beginning."""
@@ -117,8 +117,9 @@ class Seen:
 class Talker:
     """One customer, who asks numbered questions one after the other, on one connection."""
 
-    def __init__(self, name: str, socket: Socket, seen: Callable[[], Seen]) -> None:
+    def __init__(self, name: str, socket: Socket, think: float, seen: Callable[[], Seen]) -> None:
         self._name = name
+        self._think = think
         self._socket = socket
         self._seen = seen
         self._random = random.Random(name)
@@ -131,10 +132,10 @@ class Talker:
     async def talk(self, stop: asyncio.Event) -> None:
         """Until `stop` is set and the last question is answered."""
         try:
-            pause = self._random.uniform(0.0, 2.0) * THINK
+            pause = self._random.uniform(0.0, 2.0) * self._think
             while not await self._listen(stop, pause):
                 await self._ask()
-                pause = self._random.uniform(0.5, 1.5) * THINK
+                pause = self._random.uniform(0.5, 1.5) * self._think
         except Closed as closed:
             self._seen().closes.append(f"{self._name}: {closed}")
 
@@ -200,10 +201,13 @@ class Talker:
 class Crowd:
     """All of them, and what is told of them."""
 
-    def __init__(self, library: type[ByWebsockets] | type[ByAiohttp], url: str, number: int) -> None:
+    def __init__(
+        self, library: type[ByWebsockets] | type[ByAiohttp], url: str, number: int, think: float
+    ) -> None:
         self._library = library
         self._url = url
         self._number = number
+        self._think = think
         self._seen = Seen()
         self._stop = asyncio.Event()
 
@@ -238,7 +242,7 @@ class Crowd:
             async with self._library.open(f"{self._url}/ws?role=user") as socket:
                 few.release()
                 await connected()
-                await Talker(f"c{number}", socket, lambda: self._seen).talk(self._stop)
+                await Talker(f"c{number}", socket, self._think, lambda: self._seen).talk(self._stop)
         except (OSError, aiohttp.ClientError) as error:
             self._seen.errors.append(f"c{number}: {error!r}")
 
@@ -253,10 +257,11 @@ class Crowd:
         self._seen = Seen()
 
 
-async def main(library: str, url: str, number: str) -> None:
+async def main(library: str, url: str, number: str, think: str) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         ByAiohttp.session = session
-        await Crowd(ByAiohttp if library == "aiohttp" else ByWebsockets, url, int(number)).run()
+        kind = ByAiohttp if library == "aiohttp" else ByWebsockets
+        await Crowd(kind, url, int(number), float(think)).run()
 
 
 if __name__ == "__main__":
