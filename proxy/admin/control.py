@@ -17,11 +17,15 @@ class Source(Protocol):
     """A registry as it is doing now."""
 
     kind: str
-    rank: int
-    """Its place in the configuration, from 0; a lower one takes precedence."""
+    name: str
+    """Its place in the configuration, from 0, and its kind; a lower place takes precedence."""
     failures: int
     """In a row."""
     last_error: str | None
+    failed_total: int
+    mass_losses: int
+    refused_total: int
+    """Failures, mass losses that were not believed at once, and entries left out, since the start."""
 
     @property
     def state(self) -> Enum:
@@ -30,6 +34,14 @@ class Source(Protocol):
     @property
     def held(self) -> int:
         """Instances that stay although the registry no longer lists them."""
+
+    @property
+    def flapping(self) -> int:
+        """Instances that are last choice because they come and go."""
+
+    @property
+    def remembered(self) -> int:
+        """Services for which the last good set is in use, for want of an answer since the start."""
 
     def staleness(self, now: float) -> float:
         """Seconds since it was last known to be right."""

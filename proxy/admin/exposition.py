@@ -23,8 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from discovery.watch import Source
-from proxy.admin.control import Control
+from proxy.admin.control import Control, Source
 from proxy.endpoint import State
 from proxy.metrics import Histogram
 from proxy.table import Table

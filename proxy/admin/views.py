@@ -154,7 +154,7 @@ def _traffic_view(traffic: Traffic) -> TrafficView:
 def registry_view(source: Source, now: float) -> RegistryView:
     """A registry as it is doing now."""
     return RegistryView(
-        name=registry_name(source),
+        name=source.name,
         kind=source.kind,
         state=str(source.state.value),
         staleness=round(source.staleness(now), 3),
@@ -162,11 +162,6 @@ def registry_view(source: Source, now: float) -> RegistryView:
         failures=source.failures,
         error=source.last_error,
     )
-
-
-def registry_name(source: Source) -> str:
-    """What tells two registries of one kind apart."""
-    return f"{source.rank}-{source.kind}"
 
 
 def entry_view(entry: Entry) -> EntryView:

@@ -52,11 +52,12 @@ class FakeSource:
 
     def __init__(self, kind: str, state: SourceState, staleness: float) -> None:
         self.kind = kind
-        self.rank = 0
+        self.name = f"0-{kind}"
         self.failures = 0 if state is SourceState.LIVE else 3
         self.last_error = None if state is SourceState.LIVE else "connection refused"
         self.state = state
-        self.held = 0
+        self.held = self.flapping = self.remembered = 0
+        self.failed_total = self.mass_losses = self.refused_total = self.failures
         self._staleness = staleness
 
     def staleness(self, now: float) -> float:
