@@ -289,8 +289,7 @@ def _sources(config: object) -> Iterator[Problem]:
 
 def _entries(config: object) -> Iterator[Problem]:
     """Of `register`: whether each can be entered somewhere, and is not entered twice."""
-    kinds = {str(kind) for kind in (_get(registry, "kind") for registry in _registries(config)) if kind}
-    able = kinds & set(_REGISTRABLE)
+    able = {_get(registry, "kind") for registry in _registries(config)} & set(_REGISTRABLE)
     shutdown = _duration(config, "shutdown", 30.0)
     seen = dict[tuple[object, str], int]()
     for number, entry in enumerate(_one_or_many(config, "register")):
@@ -299,8 +298,8 @@ def _entries(config: object) -> Iterator[Problem]:
             if kind in _REGISTRABLE and kind not in able:
                 yield ("register", number, "registry"), f"there is no registry of the kind {kind}"
         if not wanted and not able:
-            other = f"; {', '.join(sorted(kinds))} cannot" if kinds else ""
-            yield ("register", number), f"there is no registry in which an instance can enter itself{other}"
+            kinds_that_can = ", ".join(_REGISTRABLE)
+            yield ("register", number), f"there is no registry that takes entries ({kinds_that_can})"
         settle = _duration(entry, "settle", 2.0)
         if settle is not None and shutdown is not None and settle >= shutdown:
             yield ("register", number, "settle"), "must be less than shutdown, which it is a part of"

@@ -211,9 +211,9 @@ class Seat:
         if registration.state is State.REGISTERED:
             self._known = True
             self._there.set()
-            if self._lost:
-                self._lost = False
+            if self._lost and self.confirmed:
                 self._note("registered_again", registration.instance)
+            self._lost = False
         else:
             self._there.clear()
             if registration.last_error is not None and not self._lost:
