@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from config import checks
 from config.forms import (
@@ -87,7 +87,7 @@ class EtcdRegistry(Model):
     tls: RegistryTLS = RegistryTLS()
     """Certificates, for `https://` addresses."""
     user: str | None = None
-    """User name, when authentication is on."""
+    """User name, when authentication is on; may read `prefix`, and write there to register."""
     password: Secret | None = None
     """The user's password."""
     prefix: str = "/holdfast/services"
@@ -177,15 +177,21 @@ class DnsRecord(StrEnum):
     ADDRESS = "address"
 
 
+def _with_host(address: Address) -> Address:
+    if address.path:
+        raise ValueError(f"'{address}' is a unix socket; a name server has a host and a port")
+    return address
+
+
 class DnsRegistry(Model):
-    """DNS: SRV records, or A and AAAA with a port. Instances have no metadata there."""
+    """DNS over TCP: SRV records, or A and AAAA with a port. Instances have no metadata there."""
 
     kind: Literal["dns"]
     """`dns`."""
-    server: Annotated[tuple[Upstream, ...], ONE_OR_MANY] = ()
-    """Name servers as `host:port`; the system's when empty."""
+    server: Annotated[tuple[Annotated[Upstream, AfterValidator(_with_host)], ...], ONE_OR_MANY] = ()
+    """Name servers as `host:port`; the next is asked when one does not answer; the system's when empty."""
     record: DnsRecord = DnsRecord.SRV
-    """`srv`, or `address`: A and AAAA."""
+    """`srv`, of which all but the lowest priority number are backups; or `address`: every A and AAAA."""
     domain: DnsName = ""
     """Appended to each service's name: `service.consul` asks for `chat.service.consul`."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -195,7 +201,7 @@ class DnsRegistry(Model):
     ttl_max: Positive = 30.0
     """Asked again no later."""
     timeout: Positive = 2.0
-    """For one answer."""
+    """For one answer. One holds 64 KiB: some 900 instances."""
     names: dict[Name, DnsName] = Field(default_factory=dict)
     """Services whose record has a name of its own: name here to the whole name of the record."""
 

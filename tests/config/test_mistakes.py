@@ -166,11 +166,11 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
         ),
         (
             "registry: {kind: etcd, user: a}",
-            "1:11: registry.password: is needed with user",
+            "1:1: registry.password: is needed with user",
         ),
         (
             "registry: {kind: dns, record: address}",
-            "1:11: registry.port: is needed for record: address; only SRV records tell a port",
+            "1:1: registry.port: is needed for record: address; only SRV records tell a port",
         ),
         (
             "registry: {kind: dns, server: 'unix:/run/dns'}",
