@@ -6,12 +6,10 @@ Source: Kubernetes API, `EndpointSlice` of `discovery.k8s.io/v1`; Kubernetes con
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from discovery.labels import instance_from
 from discovery.model import Instance, Status
@@ -21,7 +19,6 @@ SERVICE_NAME = "kubernetes.io/service-name"
 
 _VERSION = "app.kubernetes.io/version"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123 section 2.1
-_log = logging.getLogger(__name__)
 
 _Object = Mapping[str, Any]
 
@@ -50,10 +47,15 @@ def service_refs(written: str, namespace: str) -> tuple[ServiceRef, ...]:
     return tuple(found)
 
 
-class Unreadable(Enum):
-    """A service has slices and none of them can be used: that says nothing about its instances."""
+class Told(NamedTuple):
+    """What all slices together say of one service."""
 
-    SERVICE = "unreadable"
+    instances: tuple[Instance, ...] | None
+    """Sorted by id; None when there is no slice of it (ABSENT)."""
+    refused: tuple[str, ...]
+    """The slices that cannot be used, each with the reason."""
+    usable: bool
+    """False when there are slices and none can be used: that says nothing of the instances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,11 @@ class Slices:
         self._wanted = wanted
         self._port = port
         self._family = family
-        self._known: dict[tuple[str, str], dict[str, _Slice | None]] = {}
-        """By namespace and Service, then by the slice's name; None for one that cannot be read."""
+        self._known: dict[tuple[str, str], dict[str, _Slice | str]] = {}
+        """By namespace and Service, then by the slice's name; a reason for one that cannot be read."""
         self._owner: dict[tuple[str, str], str] = {}
         """By namespace and name of a slice, the Service it was told of last."""
         self._listed: set[str] = set()
-        self._warned: dict[tuple[str, str], str] = {}
         self._users: dict[tuple[str, str], set[str]] = {}
         for name, refs in wanted.items():
             for ref in refs:
@@ -128,24 +129,23 @@ class Slices:
     def put(self, namespace: str, item: _Object) -> set[str]:
         """Takes a slice as it is now; returns the names here whose instances that may change.
 
-        One that cannot be read is left out, with a warning. Raises `ValueError` when it has no name.
+        One that cannot be read is left out. Raises `ValueError` when it has no name.
         """
         key, service = _identity(namespace, item)
         changed = self._forget(key)
         if (namespace, service) in self._users:
             self._owner[key] = service
-            self._known.setdefault((namespace, service), {})[key[1]] = self._read(key, item)
+            self._known.setdefault((namespace, service), {})[key[1]] = _read(item)
             changed = changed | self._users[namespace, service]
         return changed
 
     def remove(self, namespace: str, item: _Object) -> set[str]:
         """The slice is gone; as `put`."""
         key, _ = _identity(namespace, item)
-        self._warned.pop(key, None)
         return self._forget(key)
 
-    def instances(self, name: str) -> tuple[Instance, ...] | Unreadable | None:
-        """The instances of a service here, sorted by id; None when there is no slice of it (ABSENT).
+    def told(self, name: str) -> Told:
+        """What they say of a service here.
 
         Of several slices that tell of one pod the first counts, in this order: by the place of the Service
         among those that make up this one, by address family, and the slice that was written last.
@@ -156,22 +156,21 @@ class Slices:
             for rank, ref in enumerate(refs)
             for title, piece in self._known.get((ref.namespace, ref.name), {}).items()
         ]
-        if not slices:
-            return None
         spread = len({ref.namespace for ref in refs}) > 1
         found: dict[str, tuple[tuple[int, bool, int], Instance]] = {}
-        usable = False
+        refused: list[str] = []
         for rank, ref, title, piece in slices:
-            port = self._choose(piece, ref, title)
-            if piece is None or port is None:
+            port = piece if isinstance(piece, str) else _chosen(piece, ref.port, self._port)
+            if isinstance(piece, str) or isinstance(port, str):
+                refused.append(f"EndpointSlice {ref.namespace}/{title}: {port}")
                 continue
-            usable = True
             order = (rank, piece.family != self._family, -piece.age)
             for endpoint in piece.endpoints:
                 instance = _instance(name, endpoint, port, ref.namespace if spread else "")
                 if instance.id not in found or order <= found[instance.id][0]:
                     found[instance.id] = order, instance
-        return tuple(found[id][1] for id in sorted(found)) if usable else Unreadable.SERVICE
+        instances = tuple(found[id][1] for id in sorted(found)) if slices else None
+        return Told(instances, tuple(refused), len(refused) < len(slices) or not slices)
 
     def is_complete(self, name: str) -> bool:
         """Whether every namespace that has a part in it was listed."""
@@ -189,30 +188,6 @@ class Slices:
             del self._known[key[0], service]
         return self._users[key[0], service]
 
-    def _read(self, key: tuple[str, str], item: _Object) -> _Slice | None:
-        try:
-            return _slice(item)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            self._warn(key, f"{type(error).__name__}: {error}")
-            return None
-
-    def _choose(self, piece: _Slice | None, ref: ServiceRef, title: str) -> _Port | None:
-        """The port to connect to. A slice without endpoints needs none: that of a Service without pods has
-        no ports either."""
-        if piece is None or not piece.endpoints:
-            return _Port("", None, "") if piece is not None else None
-        chosen = _chosen(piece.ports, ref.port, self._port)
-        if chosen is None:
-            offered = ", ".join(f"{port.name or 'unnamed'} {port.number}" for port in piece.ports) or "none"
-            wanted = f"port {ref.port or self._port!r}" if ref.port or self._port else "`port` is not set"
-            self._warn((ref.namespace, title), f"{wanted}; TCP ports there: {offered}")
-        return chosen
-
-    def _warn(self, key: tuple[str, str], reason: str) -> None:
-        if self._warned.get(key) != reason:
-            self._warned[key] = reason
-            _log.warning("EndpointSlice %s/%s is left out: %s", *key, reason)
-
 
 def _identity(namespace: str, item: _Object) -> tuple[tuple[str, str], str]:
     meta = item.get("metadata") if isinstance(item, dict) else None
@@ -222,6 +197,15 @@ def _identity(namespace: str, item: _Object) -> tuple[tuple[str, str], str]:
     labels = meta.get("labels")
     service = labels.get(SERVICE_NAME) if isinstance(labels, dict) else None
     return (namespace, name), service if isinstance(service, str) else ""
+
+
+def _read(item: _Object) -> _Slice | str:
+    try:
+        return _slice(item)
+    except ValueError as error:
+        return str(error)
+    except (LookupError, TypeError, AttributeError) as error:
+        return f"not an EndpointSlice: {type(error).__name__}: {error}"
 
 
 def _slice(item: _Object) -> _Slice:
@@ -257,9 +241,9 @@ def _port(port: _Object) -> _Port:
 
 def _endpoint(endpoint: _Object, labels: Mapping[str, str]) -> _Endpoint:
     # All addresses of one endpoint lead to the same; controllers write one.
-    host = endpoint["addresses"][0]
+    host = (endpoint["addresses"] or [None])[0]
     if not isinstance(host, str) or not host:
-        raise ValueError(f"address {host!r}")
+        raise ValueError(f"an endpoint with the address {host!r}")
     metadata = dict(labels)
     for key, value in (("zone", endpoint.get("zone")), ("node", endpoint.get("nodeName"))):
         if value:
@@ -284,18 +268,22 @@ def _status(conditions: _Object) -> Status:
     return Status.DOWN if conditions.get("ready") is False else Status.UP
 
 
-def _chosen(ports: Collection[_Port], exact: str, preferred: str) -> _Port | None:
-    """`exact` must be met; `preferred` counts where there is a choice. A number need not be offered."""
-    if not exact and len(ports) == 1:
-        (only,) = ports
-        if only.number is not None:
-            return only
+def _chosen(piece: _Slice, exact: str, preferred: str) -> _Port | str:
+    """The port to connect to, or why there is none. `exact` must be met; `preferred` counts where there is a
+    choice. A number need not be offered. A slice without endpoints needs none, and often has none."""
+    if not piece.endpoints:
+        return _Port("", None, "")
     asked = exact or preferred
-    if asked.isascii() and asked.isdigit():
-        number = int(asked)
-        same = [port for port in ports if port.number == number]
-        return (same or [_Port("", number, "")])[0] if 0 < number <= 65535 else None
-    return next((port for port in ports if asked and port.name == asked and port.number is not None), None)
+    if not exact and len(piece.ports) == 1 and piece.ports[0].number is not None:
+        return piece.ports[0]
+    if asked.isascii() and asked.isdigit() and 0 < int(asked) <= 65535:
+        same = [port for port in piece.ports if port.number == int(asked)]
+        return (same or [_Port("", int(asked), "")])[0]
+    for port in piece.ports:
+        if asked and port.name == asked and port.number is not None:
+            return port
+    offered = ", ".join(f"{port.name or 'unnamed'} {port.number or ''}".strip() for port in piece.ports)
+    return f"{f'no port {asked!r}' if asked else '`port` is not set'}; TCP ports: {offered or 'none'}"
 
 
 def _instance(service: str, endpoint: _Endpoint, port: _Port, namespace: str) -> Instance:

@@ -9,6 +9,7 @@ included; one that the server does not end in time means that it is frozen.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -20,7 +21,7 @@ import aiohttp
 
 from config.registries import KubernetesRegistry
 from discovery.belief import Backoff
-from discovery.endpointslices import SERVICE_NAME, Slices, Unreadable, service_refs
+from discovery.endpointslices import SERVICE_NAME, Slices, service_refs
 from discovery.kubernetes_api import Api, Events, Expired, access_of
 from discovery.model import RegistryError, Update
 
@@ -38,6 +39,7 @@ MOST_SILENT = 5
 """Watches in a row that may tell nothing at all until all is listed anew. A server that was set back to a
 backup says nothing until it reaches the version it is asked about."""
 
+_log = logging.getLogger(__name__)
 _Answers = asyncio.Queue[Update | RegistryError]
 
 
@@ -148,9 +150,14 @@ class KubernetesWatcher:
 
     def _tell(self, slices: Slices, changed: set[str], at: float, answers: _Answers) -> None:
         for name in sorted(changed):
-            instances = slices.instances(name)
-            if slices.is_complete(name) and not isinstance(instances, Unreadable):
-                answers.put_nowait(Update(name, instances, at, self.kind))
+            if not slices.is_complete(name):
+                continue
+            instances, refused, usable = slices.told(name)
+            if usable:
+                # What is not there may be in a slice that makes no sense.
+                answers.put_nowait(Update(name, instances, at, self.kind, refused, partial=bool(refused)))
+            else:
+                _log.warning("service %s: nothing can be read: %s", name, "; ".join(refused))
 
 
 def _selector(names: set[str]) -> str:

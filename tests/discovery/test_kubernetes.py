@@ -159,7 +159,18 @@ async def test_a_name_that_no_service_can_have_is_absent_and_hurts_no_other(serv
     assert found == {"Group@@chat": None, "chat": ["a"]}
 
 
-async def test_a_service_of_which_nothing_can_be_read_is_not_told_of(server: ApiServer) -> None:
+async def test_a_slice_that_makes_no_sense_is_told_of_and_what_it_held_is_doubted(server: ApiServer) -> None:
+    server.apply(pods("chat", "a"))
+    server.apply(slice_of("chat", "broken", {"addresses": []}))
+    async with aclosing(watcher(server).watch(CHAT)) as stream:
+        update = await following(stream)
+    assert (ids(update), update.partial) == (["a"], True)
+    assert update.refused == ("EndpointSlice shop/broken: an endpoint with the address None",)
+
+
+async def test_a_service_of_which_nothing_can_be_read_is_not_told_of(
+    server: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     server.apply(pods("chat", "a"))
     server.apply(slice_of("orders", "broken", {"addresses": []}))
     async with aclosing(watcher(server).watch(frozenset({"chat", "orders"}))) as stream:
@@ -167,6 +178,7 @@ async def test_a_service_of_which_nothing_can_be_read_is_not_told_of(server: Api
         await watched(server)
         server.apply(pods("orders", "o", title="sound"))
         assert ids(await following(stream)) == ["o"]
+    assert "service orders: nothing can be read: EndpointSlice shop/broken: an endpoint" in caplog.text
 
 
 async def test_long_lists_come_in_pages_of_one_moment(server: ApiServer) -> None:

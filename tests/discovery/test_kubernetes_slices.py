@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from discovery.endpointslices import ServiceRef, Slices, Unreadable, service_refs
+from discovery.endpointslices import ServiceRef, Slices, Told, service_refs
 from discovery.model import DEFAULT_WEIGHT, Instance, Status
 from tests.discovery.support_kubernetes import endpoint, slice_of
 
@@ -25,17 +24,16 @@ def numbered(*items: Item) -> list[Item]:
     return [written(number, item) for number, item in enumerate(items, 1)]
 
 
-def told(
-    *items: Item, name: str = "chat", port: str = "", family: str = "IPv4"
-) -> tuple[Instance, ...] | Unreadable | None:
+def told(*items: Item, name: str = "chat", port: str = "", family: str = "IPv4") -> Told:
     slices = Slices({name: service_refs(name, "shop")}, port, family)
     slices.replace("shop", numbered(*items))
-    return slices.instances(name)
+    return slices.told(name)
 
 
 def instances(*items: Item, **options: str) -> tuple[Instance, ...]:
-    found = told(*items, **options)
-    assert isinstance(found, tuple)
+    found, refused, usable = told(*items, **options)
+    assert found is not None
+    assert (refused, usable) == ((), True)
     return found
 
 
@@ -101,9 +99,9 @@ def test_all_slices_of_a_service_are_one_set() -> None:
 
 
 def test_no_slices_are_absence_and_slices_without_endpoints_are_emptiness() -> None:
-    assert told(slice_of("other", "x", endpoint("other-1", "10.0.9.9"))) is None
+    assert told(slice_of("other", "x", endpoint("other-1", "10.0.9.9"))) == (None, (), True)
     # That of a Service without pods; the controller writes no ports either.
-    assert told(slice_of("chat", "s", endpoints=None, ports=None)) == ()
+    assert told(slice_of("chat", "s", endpoints=None, ports=None)) == ((), (), True)
 
 
 def test_of_a_pod_in_two_slices_the_one_written_later_counts() -> None:
@@ -113,13 +111,11 @@ def test_of_a_pod_in_two_slices_the_one_written_later_counts() -> None:
     slices = Slices({"chat": service_refs("chat", "shop")}, "", "IPv4")
     for items in ([written(9, old), written(10, new)], [written(10, new), written(9, old)]):
         slices.replace("shop", items)
-        found = slices.instances("chat")
-        assert isinstance(found, tuple)
+        found = slices.told("chat").instances or ()
         assert [(i.id, i.status) for i in found] == [("chat-1", Status.DRAINING), ("chat-2", Status.UP)]
     # The pod's name is used again while the slice of the old one still stands.
     slices.put("shop", written(11, slice_of("chat", "newer", endpoint("chat-1", "10.0.0.77"))))
-    again = slices.instances("chat")
-    assert isinstance(again, tuple)
+    again = slices.told("chat").instances or ()
     assert again[0].address == "10.0.0.77:8080"
 
 
@@ -177,16 +173,16 @@ ANY = {"name": "any", "port": None}
     ],
 )
 def test_ports_are_found_by_name_by_number_or_alone(
-    ports: list[Item] | None, name: str, port: str, expected: int | None, caplog: pytest.LogCaptureFixture
+    ports: list[Item] | None, name: str, port: str, expected: int | None
 ) -> None:
     found = told(slice_of("chat", "s", endpoint("a", "10.0.0.1"), ports=ports), name=name, port=port)
     if expected is None:
-        assert found is Unreadable.SERVICE
-        assert "EndpointSlice shop/s is left out: " in caplog.text
-        assert "TCP ports there: " in caplog.text
+        (reason,) = found.refused
+        assert (found.instances, found.usable) == ((), False)
+        assert reason.startswith("EndpointSlice shop/s: ")
+        assert "; TCP ports: " in reason
     else:
-        assert isinstance(found, tuple)
-        assert [instance.port for instance in found] == [expected]
+        assert [instance.port for instance in found.instances or ()] == [expected]
 
 
 def test_the_protocol_of_the_port_is_passed_on_unless_a_label_says_it() -> None:
@@ -215,20 +211,15 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("fields", GARBAGE, ids=repr)
-def test_garbage_leaves_out_its_slice_only(fields: Item, caplog: pytest.LogCaptureFixture) -> None:
+def test_garbage_leaves_out_its_slice_only(fields: Item) -> None:
     sound = slice_of("chat", "sound", endpoint("a", "10.0.0.1"))
     broken = slice_of("chat", "broken", endpoint("b", "10.0.0.2")) | fields
-    assert list(addresses(sound, broken)) == ["a"]
-    assert caplog.text.count("EndpointSlice shop/broken is left out: ") == 1
-    assert told(broken) is Unreadable.SERVICE
-
-
-def test_the_same_complaint_is_made_once(caplog: pytest.LogCaptureFixture) -> None:
-    slices = Slices({"chat": service_refs("chat", "shop")}, "", "IPv4")
-    for version in range(5):
-        slices.put("shop", written(version, slice_of("chat", "s", {"addresses": []})))
-        slices.instances("chat")
-    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    found = told(sound, broken)
+    assert [instance.id for instance in found.instances or ()] == ["a"]
+    (reason,) = found.refused
+    assert reason.startswith("EndpointSlice shop/broken: ")
+    assert found.usable
+    assert not told(broken).usable
 
 
 @pytest.mark.parametrize(
@@ -250,10 +241,10 @@ def test_changes_name_the_services_they_may_change() -> None:
     # It is given to another service.
     moved = slice_of("orders", "one", endpoint("a", "10.0.0.1"))
     assert slices.put("shop", moved) == {"chat", "orders", "chat,orders"}
-    assert (slices.instances("chat"), len(slices.instances("orders") or ())) == (None, 1)  # type: ignore[arg-type]
+    assert (slices.told("chat").instances, len(slices.told("orders").instances or ())) == (None, 1)
     assert slices.remove("shop", moved) == {"orders", "chat,orders"}
     assert slices.remove("shop", moved) == set()
-    assert slices.instances("chat,orders") is None
+    assert slices.told("chat,orders").instances is None
 
 
 def test_what_a_new_list_lacks_is_gone() -> None:
@@ -266,7 +257,7 @@ def test_what_a_new_list_lacks_is_gone() -> None:
     assert slices.is_complete("chat")
     assert not slices.is_complete("far")
     assert slices.replace("shop", []) == {"chat"}
-    assert slices.instances("chat") is None
+    assert slices.told("chat").instances is None
 
 
 def test_several_services_are_one_and_the_first_has_the_say() -> None:
@@ -282,8 +273,7 @@ def test_pods_of_several_namespaces_may_have_the_same_name() -> None:
     slices = Slices({"chat,chat.else": service_refs("chat,chat.else", "shop")}, "", "IPv4")
     slices.put("shop", written(1, slice_of("chat", "s", endpoint("chat-0", "10.0.0.1"))))
     slices.put("else", written(2, slice_of("chat", "s", endpoint("chat-0", "10.0.0.2"))))
-    found = slices.instances("chat,chat.else")
-    assert isinstance(found, tuple)
+    found = slices.told("chat,chat.else").instances or ()
     assert [i.id for i in found] == ["chat-0.else", "chat-0.shop"]
 
 

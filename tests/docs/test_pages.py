@@ -34,17 +34,6 @@ def test_a_configuration_to_deploy_loads(path: str) -> None:
     assert load(str(ROOT / path), environ=ENVIRONMENT).services
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "deploy/kubernetes").glob("*.yaml")), ids=lambda path: path.name
-)
-def test_the_configuration_in_a_config_map_loads(path: Path) -> None:
-    maps = [document for document in documents(path) if document["kind"] == "ConfigMap"]
-    assert maps
-    for document in maps:
-        config = read(document["data"]["holdfast.yaml"].encode(), source=path.name, environ=ENVIRONMENT)
-        assert config.routes
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_documents_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
