@@ -35,7 +35,7 @@ PURE = {
         "split",
         "sticky",
     )
-}
+} | {f"discovery.{name}" for name in ("belief", "damping", "entry", "labels", "model")}
 """Policies: bytes and numbers in, decisions out. Time and randomness are arguments."""
 
 IMPURE = {
