@@ -215,7 +215,7 @@ class App:
         loop = asyncio.get_running_loop()
         plane = self._plane = Plane(loop, self.table, AccessLog(config.access_log.path))
         plane.configure(config)
-        self._drainer = Drainer(plane)
+        self._drainer = Drainer(plane, emit=self.events.emit)
         self._checker = Checker(plane, self._drainer.depart)
         inheritance = self._inheritance = Inheritance(predecessor)
         if predecessor is None:

@@ -23,13 +23,22 @@ _DOWN_JITTER = 1.0
 """Clients of a dead instance are cut off already: they are not made to wait longer than this."""
 _AFTER_CLOSE = 5.0
 """Seconds after the deadline in which said Closes may still be answered."""
+_REPORT = 1.0
+"""Seconds between two events of how far the emptying has got."""
 
 
 class Drainer:
     """Acts on departures, by timers. An endpoint is empty when its last lease is over."""
 
-    def __init__(self, plane: Plane, random: Random | None = None) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        random: Random | None = None,
+        emit: Callable[..., None] = lambda kind, **facts: None,
+    ) -> None:
+        """`emit` is told of progress, as `proxy.events.EventLog.emit` is."""
         self._plane = plane
+        self._emit = emit
         self._random = random or Random()
         self._timers: dict[Endpoint, set[asyncio.TimerHandle]] = {}
         self._turns: dict[str, float] = {}
@@ -54,10 +63,33 @@ class Drainer:
             return  # it was draining already: deregistering is the next step of that, not a new one
         self._cancel(endpoint)
         config = self._config(endpoint)
+        left = self._left(endpoint)
+        self._later(endpoint, _REPORT, lambda: self._report(endpoint, left))
         if cause is Cause.DEAD:
             self._leave_all(endpoint, _DOWN_JITTER, dead=True)
         else:
             self._schedule(endpoint, config.drain.timeout if deadline is None else deadline, config)
+
+    def _left(self, endpoint: Endpoint) -> tuple[int, int]:
+        """Requests and tunnels that are still there."""
+        tunnels = len(self._plane.sessions.of(endpoint))
+        return endpoint.inflight - tunnels, tunnels
+
+    def _report(self, endpoint: Endpoint, before: tuple[int, int]) -> None:
+        if endpoint.state is State.READY:
+            return  # the drain was taken back
+        left = requests, tunnels = self._left(endpoint)
+        if left != before:
+            instance = endpoint.instance
+            self._emit(
+                "drain_progress",
+                service=instance.service,
+                instance=instance.id,
+                requests=requests,
+                tunnels=tunnels,
+            )
+        if any(left):
+            self._later(endpoint, _REPORT, lambda: self._report(endpoint, left))
 
     def _schedule(self, endpoint: Endpoint, deadline: float, config: Service) -> None:
         last = 0.0

@@ -19,7 +19,7 @@ from proxy.figures import add_figures, figures_of, grown, set_figures
 from proxy.handover import HandoverError
 from proxy.listener import Listener, open_sockets
 from proxy.plane import Plane
-from proxy.takeover import Predecessor, Successor
+from proxy.takeover import Limits, Predecessor, Successor
 
 _HANDSHAKE = 1.0
 """Seconds in which a TLS handshake or PROXY header that is under way when the proxy is replaced may end."""
@@ -78,10 +78,11 @@ class Estate(Protocol):
 class Replacement:
     """The replacement of this process by a new one: at most one, once."""
 
-    def __init__(self, estate: Estate, command: Sequence[str]) -> None:
+    def __init__(self, estate: Estate, command: Sequence[str], limits: Limits | None = None) -> None:
         """`command` is the command line of the new process; none when it could not be started again."""
         self._estate = estate
         self._command = command
+        self._limits = limits or Limits()
         self._under_way = asyncio.Lock()
         self._successor: Successor | None = None
         self._giving: asyncio.Task[None] | None = None
@@ -116,7 +117,7 @@ class Replacement:
         async with self._under_way, estate.reloading:
             estate.events.emit("upgrade_started")
             try:
-                successor = await Successor.start(self._command)
+                successor = await Successor.start(self._command, self._limits)
                 figures = await self._give(successor)
             except HandoverError as error:
                 estate.events.emit("upgrade_failed", reason=str(error))

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from proxy.copying import PlainTunnel
@@ -22,10 +23,6 @@ from proxy.session import Tunnel
 from proxy.table import RouteState
 from proxy.tunnel import Origin
 
-READY_TIME = 30.0
-"""Seconds that a new process may take to start, before it is given up."""
-UP_TIME = 15.0
-"""Seconds between having been given everything and being able to accept."""
 _SWEEP = 0.02
 """Seconds between looks for connections that have come to rest."""
 _CONFIRM = 5.0
@@ -38,12 +35,23 @@ Places = dict[str, dict[str, str]]
 _log = logging.getLogger("holdfast.takeover")
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a new process may take, before it is given up. Seconds."""
+
+    ready: float = 30.0
+    """To start, and to read its configuration."""
+    up: float = 15.0
+    """From having been given everything to being able to accept."""
+
+
 class Successor:
     """The new process, as the old one sees it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, limits: Limits) -> None:
         self.process = process
         self._channel = channel
+        self._limits = limits
         self.entries: Sequence[Sequence[object]] = ()
         """Service and id of what it keeps entered in registries."""
         self._places: Places = {}
@@ -57,7 +65,7 @@ class Successor:
         return self.process.pid
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> Successor:
+    async def start(cls, command: Sequence[str], limits: Limits) -> Successor:
         """Start it with this command line, and wait until it is ready to take over.
 
         Raises `HandoverError` when it does not get there; it has ended then.
@@ -74,8 +82,8 @@ class Successor:
         except OSError as error:
             ours.close()
             raise HandoverError(f"the new process cannot be started: {error}") from error
-        successor = cls(process, Channel(asyncio.get_running_loop(), ours))
-        await successor._hear("ready", READY_TIME)
+        successor = cls(process, Channel(asyncio.get_running_loop(), ours), limits)
+        await successor._hear("ready", limits.ready)
         return successor
 
     async def give(self, facts: dict[str, Any], sockets: Sequence[socket.socket]) -> None:
@@ -84,7 +92,7 @@ class Successor:
         When it returns the new process could accept, and waits for `confirm`.
         """
         await self._say("take", facts, [sock.fileno() for sock in sockets])
-        heard = await self._hear("up", UP_TIME)
+        heard = await self._hear("up", self._limits.up)
         self._places, self.entries = heard["places"], heard.get("entries", ())
 
     async def confirm(self) -> None:

@@ -200,7 +200,11 @@ def _wait_until_empty(
 ) -> dict[str, Any]:
     allowed = answer["drain_deadline"] + _SLACK
     end = time.monotonic() + allowed
+    told = ""
     while answer["inflight"] or answer["tunnels"]:
+        if (left := _drained(answer)) != told:
+            click.echo(f"{service} {instance}: {left}", err=True)
+            told = left
         if answer["state"] not in ("draining", "gone"):
             fail(f"{service} {instance}: the drain was taken back; it is {answer['state']}")
         if time.monotonic() >= end:

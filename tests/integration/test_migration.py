@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import random
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -245,11 +246,11 @@ class Pair:
         self.sent: dict[str, int] = {}
         """Messages that servers which have ended sent, by connection."""
 
-    async def start(self) -> Gateway:
+    async def start(self, **service: Any) -> Gateway:
         self._children = [await self._spawn(place) for place in range(2)]
         instances = [{"id": f"i{n}", "address": f"127.0.0.1:{port}"} for n, port in enumerate(self._ports)]
         return await self._stage.gateway(
-            services={"plain": {**PLAIN, "instances": instances}},
+            services={"plain": {**PLAIN, "instances": instances, **service}},
             routes=[{"match": {"path": "/"}, "service": "plain"}],
         )
 
@@ -364,6 +365,39 @@ async def test_a_plain_server_answers_each_message_once_and_in_order(
     for place in range(2):
         await pair.end(place)
     assert sum(pair.sent.values()) == sum(said) * len(parts(""))
+
+
+async def test_who_drains_and_waits_sees_how_far_it_has_got(stage: Stage) -> None:
+    pair = Pair(stage, "push")
+    # They speak every 50 ms: there is quiet in between.
+    talks = {**PLAIN["websocket"], "migrate": {"quiet": "10ms"}}
+    gateway = await pair.start(drain={"timeout": "20s", "jitter": "3s"}, websocket=talks)
+    stop = asyncio.Event()
+    url = gateway.url.replace("http", "ws")
+    listening = [asyncio.create_task(listen_on(url, stop)) for _ in range(TALKERS)]
+    try:
+        await connected(gateway)
+        async with gateway.events() as events:
+            child = await stage.holdfast("drain", "--admin", gateway.admin, "plain", "i0", "--wait")
+            first = await events.until(lambda event: event["kind"] == "drain_progress")
+            meanwhile = await gateway.metrics()
+            assert await child.ended() == 0, child.output
+            last = await events.until(
+                lambda event: event["kind"] == "drain_progress" and event["tunnels"] == 0
+            )
+        stop.set()
+        await asyncio.gather(*listening)
+    finally:
+        for task in listening:
+            task.cancel()
+    assert (last["service"], last["instance"], last["requests"]) == ("plain", "i0", 0)
+    assert TALKERS / 2 > first["tunnels"] > 0
+    moved = "holdfast_tunnel_move_pause_seconds_count"
+    assert 0 < meanwhile[moved] < (await gateway.metrics())[moved] == TALKERS / 2
+    assert meanwhile["holdfast_tunnel_moves_failed_total"] == 0
+    left = [int(n) for n in re.findall(r"draining, 0 requests and (\d+) tunnels left", child.output)]
+    assert left == sorted(left, reverse=True) and len(left) > 2
+    assert child.lines[-1] == "plain i0: draining, empty"
 
 
 @WAYS
