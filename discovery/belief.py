@@ -8,10 +8,10 @@ choice until it says itself that it is not ready, the registry repeats its answe
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from random import Random
 
 from config.registries import Guard
 from discovery.damping import Damping
@@ -28,7 +28,7 @@ class Backoff:
     first: float = 0.1
     most: float = 5.0
 
-    def delay(self, failures: int, rng: random.Random) -> float:
+    def delay(self, failures: int, rng: Random) -> float:
         """Seconds to wait after so many failures in a row (1, 2, …)."""
         return min(self.most, self.first * 2.0 ** min(failures - 1, 30)) * rng.uniform(0.5, 1.0)
 
