@@ -148,6 +148,7 @@ class Counters:
         "connections_accepted",
         "connections_open",
         "connections_refused",
+        "descriptors_exhausted",
         "evictions",
         "hedges",
         "lookup_times",
@@ -172,6 +173,8 @@ class Counters:
         self.bad_requests: dict[str, int] = {}
         """By reason code: requests that were answered before they had a route."""
         self.retries = 0
+        self.descriptors_exhausted = 0
+        """Connections to instances that could not be opened at once for want of file descriptors."""
         self.hedges = 0
         """Second tries beside a first one."""
         self.connect_times = Histogram(CONNECT_BOUNDS)
@@ -238,6 +241,7 @@ _TOTALS = (
     "bad_requests",
     "connections_accepted",
     "connections_refused",
+    "descriptors_exhausted",
     "hedges",
     "moves_failed",
     "requests_total",

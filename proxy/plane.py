@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from config.schema import Config
 from proxy.accesslog import AccessLog
+from proxy.descriptors import most_connections
 from proxy.errors import Reason
 from proxy.head import Limits
 from proxy.headers import Networks
@@ -24,6 +26,8 @@ from proxy.resolve import Resolver
 from proxy.session import Sessions, Tunnel
 from proxy.table import Table
 from proxy.timers import Wheel
+
+_log = logging.getLogger(__name__)
 
 RESPONSE_LIMITS = Limits(line=16 << 10, head=256 << 10, count=1000)
 """What an instance's response head may measure: generous, yet not endless."""
@@ -93,7 +97,14 @@ class Plane:
         self.limits = Limits(
             config.limits.request_line, config.limits.header_bytes, config.limits.header_count
         )
-        self.most_connections = config.limits.connections
+        wanted = config.limits.connections
+        self.most_connections = most_connections(wanted)
+        if self.most_connections < wanted:
+            _log.warning(
+                "limits.connections is %d, but the system grants files for %d clients only",
+                wanted,
+                self.most_connections,
+            )
         self.header_timeout = config.timeout.header
         self.body_timeout = config.timeout.body
         self.keepalive_timeout = config.timeout.keepalive

@@ -16,6 +16,7 @@ from typing import Any
 
 from config.load import ConfigError, load
 from proxy.app import App
+from proxy.descriptors import raise_limit
 from proxy.handover import VARIABLE, HandoverError, report_failure
 from proxy.takeover import Predecessor
 
@@ -40,6 +41,7 @@ def run(path: str) -> int:
         if predecessor is not None:
             report_failure(predecessor, str(error))
         return 2
+    raise_limit()
     app = App(config, path, [sys.executable, *sys.orig_argv[1:]])
     code = run_app(lambda: _serve(app, predecessor))
     return _stand_by() if app.replacement.successor is not None and os.getpid() == 1 else code

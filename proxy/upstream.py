@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, cast
 
+from proxy.descriptors import EXHAUSTED
 from proxy.endpoint import Endpoint
 from proxy.errors import Reason
 from proxy.plane import Plane
@@ -188,9 +189,7 @@ async def connect(plane: Plane, endpoint: Endpoint, timeout: float) -> Upstream:
         async with asyncio.timeout(timeout):
             if instance.path:
                 begun = clock()
-                _, upstream = await plane.loop.create_unix_connection(
-                    lambda: Upstream(plane, endpoint), instance.path
-                )
+                upstream = await _open(plane, endpoint, plane.loop.create_unix_connection, instance.path)
             else:
                 addresses = await plane.resolver.resolve(instance.host)
                 begun = clock()
@@ -205,6 +204,34 @@ async def connect(plane: Plane, endpoint: Endpoint, timeout: float) -> Upstream:
     return upstream
 
 
+async def _open(
+    plane: Plane, endpoint: Endpoint, make: Callable[..., Coroutine[Any, Any, Any]], *where: str | int
+) -> Upstream:
+    """A connection; when descriptors have run out, in the place of one that idles."""
+    try:
+        _, upstream = await make(lambda: Upstream(plane, endpoint), *where)
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        plane.counters.descriptors_exhausted += 1
+        close_longest_idle(plane)
+        _, upstream = await make(lambda: Upstream(plane, endpoint), *where)
+    return cast(Upstream, upstream)
+
+
+def close_longest_idle(plane: Plane, most: int = 16) -> None:
+    """Close some idle connections to instances, those first that were not needed for longest."""
+    idle = [
+        upstream
+        for state in plane.table.services.values()
+        for endpoint in state.endpoints.values()
+        for upstream in endpoint.idle
+        if isinstance(upstream, Upstream)
+    ]
+    for upstream in sorted(idle, key=lambda upstream: upstream.deadline)[:most]:
+        upstream.close()
+
+
 async def _connect_to_one(
     plane: Plane, endpoint: Endpoint, addresses: Sequence[str], timeout: float
 ) -> Upstream:
@@ -213,10 +240,7 @@ async def _connect_to_one(
     for address in addresses:
         try:
             async with asyncio.timeout(None if address is last else timeout / len(addresses)):
-                _, upstream = await plane.loop.create_connection(
-                    lambda: Upstream(plane, endpoint), address, port
-                )
-                return upstream
+                return await _open(plane, endpoint, plane.loop.create_connection, address, port)
         except OSError:
             if address is last:
                 raise

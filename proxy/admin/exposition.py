@@ -140,6 +140,11 @@ def read(control: Control) -> Snapshot:
         totals=[
             ("connections", "Client connections accepted.", counters.connections_accepted),
             ("connections_refused", "Client connections refused by the limit.", counters.connections_refused),
+            (
+                "descriptors_exhausted",
+                "Connections to instances for which no file descriptor was left.",
+                counters.descriptors_exhausted,
+            ),
             ("requests_received", "Request heads received.", counters.requests_total),
             ("retries", "Further tries after a first.", counters.retries),
             ("hedges", "Second tries beside a first.", counters.hedges),
