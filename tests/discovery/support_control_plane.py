@@ -42,7 +42,8 @@ class Cluster:
     async def call(
         self, method: str, path: str, body: Any = None, *, token: str = ADMIN, kind: str = "application/json"
     ) -> tuple[int, Any]:
-        """One call of its API; returns the status and what was answered. `kind` is the type of the body."""
+        """One call of its API; returns the status and what was answered: as text when it is no JSON, or the
+        events of a watch. `kind` is the type of the body."""
         headers = {"Authorization": f"Bearer {token}", "Content-Type": kind}
         data = None if body is None else json.dumps(body)
         async with (
@@ -52,7 +53,8 @@ class Cluster:
             ) as response,
         ):
             said = await response.text()
-            return response.status, json.loads(said) if said.startswith("{") else said
+            lines = said.startswith('{"type":')
+            return response.status, json.loads(said) if said.startswith("{") and not lines else said
 
     async def done(self, method: str, path: str, body: Any = None, **options: str) -> Any:
         """A call that must succeed."""

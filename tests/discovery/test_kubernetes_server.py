@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -18,8 +19,8 @@ from discovery.kubernetes import KubernetesWatcher
 from discovery.kubernetes_api import Api, Expired, access_of
 from discovery.model import Instance, RegistryError, Status, Update
 from tests.contract.backend import Missing
-from tests.discovery.support_control_plane import Cluster, ControlPlane
-from tests.discovery.support_kubernetes import endpoint, slice_of
+from tests.discovery.support_control_plane import ADMIN, Cluster, ControlPlane
+from tests.discovery.support_kubernetes import ApiServer, endpoint, slice_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy/kubernetes"
@@ -197,6 +198,75 @@ async def test_the_server_accepts_the_manifests_to_the_letter(plane: ControlPlan
             # kubectl says it of itself.
             item["subjects"][0]["namespace"] = "default"
         await plane.cluster.done("POST", where, item)
+
+
+async def test_the_double_says_what_the_real_server_says(plane: ControlPlane) -> None:
+    await namespace(plane.cluster, "shop")
+    double = ApiServer()
+    double.tokens = {ADMIN: "admin", "other": "other"}
+    double.rules = {("admin", verb, "shop") for verb in ("list", "watch", "create", "update", "delete")}
+    await double.start()
+    try:
+        said, real = await asyncio.gather(conversation(Cluster(double.url)), conversation(plane.cluster))
+    finally:
+        await double.stop()
+    assert said == real
+
+
+async def conversation(cluster: Cluster) -> list[Any]:
+    """What is answered to everything that the double can do, without what differs by chance."""
+    path = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices"
+    chosen = "labelSelector=kubernetes.io%2Fservice-name+in+%28chat%2Csearch%29"
+    found: list[Any] = []
+
+    async def ask(method: str, query: str = "", body: Any = None, **options: str) -> Any:
+        status, said = await cluster.call(method, path + query, body, **options)
+        found.append((method, query.partition("=")[0], status, essence(said)))
+        return said
+
+    for service in ("chat", "orders", "search"):
+        for number in range(2):
+            item = slice_of(service, f"{service}-{number}", endpoint(f"{service}-{number}", "10.0.0.1"))
+            await ask("POST", "", item)
+    await ask("POST", "", slice_of("chat", "chat-0"))
+    await ask("PUT", "/none", slice_of("chat", "none"))
+    await ask("DELETE", "/none")
+    first = await ask("GET", f"?{chosen}&limit=3")
+    # Written between two pages: they are of one moment all the same.
+    await ask("PUT", "/search-1", slice_of("search", "search-1"))
+    await ask("GET", f"?{chosen}&limit=3&continue={first['metadata']['continue']}")
+    await ask("GET", f"?{chosen}", token="nobody")
+    await ask("GET", "?watch=1", token="nobody")
+
+    start = first["metadata"]["resourceVersion"]
+    query = f"?watch=1&allowWatchBookmarks=true&timeoutSeconds=3&resourceVersion={start}&{chosen}"
+    watch = asyncio.create_task(cluster.call("GET", path + query))
+    await ask("PUT", "/chat-0", slice_of("chat", "chat-0", endpoint("chat-0", "10.0.0.2")))
+    await ask("PUT", "/chat-1", slice_of("orders", "chat-1"))
+    await ask("PUT", "/orders-0", slice_of("chat", "orders-0"))
+    await ask("PUT", "/orders-1", slice_of("orders", "orders-1"))
+    await ask("DELETE", "/orders-1")
+    await ask("DELETE", "/chat-0")
+    status, said = await watch
+    events = [json.loads(line) for line in said.splitlines()]
+    versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in events]
+    assert versions == sorted(versions)
+    # How many bookmarks come is the server's affair; that one comes before the end is what counts.
+    kinds = [event["type"] for event in events]
+    found += [status, "BOOKMARK" in kinds, essence([e for e in events if e["type"] != "BOOKMARK"])]
+    found.append(essence(next(event for event in events if event["type"] == "BOOKMARK")))
+    return found
+
+
+def essence(said: Any) -> Any:
+    """Without versions, ids and times, and without what is empty."""
+    if isinstance(said, list):
+        return [essence(item) for item in said]
+    if not isinstance(said, dict):
+        return said
+    chance = {"resourceVersion", "uid", "creationTimestamp", "managedFields", "continue", "details"}
+    kept = {key: essence(value) for key, value in said.items() if key not in chance}
+    return {key: value for key, value in kept.items() if value not in (None, "", [], {})}
 
 
 def manifest(name: str) -> list[Any]:
