@@ -105,8 +105,6 @@ class Seen:
     """From a question to its answer."""
     carried: float = 0.0
     """The same of questions that were asked before this began."""
-    late: float = 0.0
-    """By how much this process's own timer was late, at most."""
     closes: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -227,11 +225,9 @@ class Crowd:
 
         async with asyncio.TaskGroup() as group:
             clients = [group.create_task(self._client(n, few, connected)) for n in range(self._number)]
-            watching = group.create_task(self._watch_time())
             await ready.wait()
             print("ready", flush=True)
             await asyncio.wait(clients)
-            watching.cancel()
         self._report()
 
     async def _client(
@@ -245,12 +241,6 @@ class Crowd:
                 await Talker(f"c{number}", socket, self._think, lambda: self._seen).talk(self._stop)
         except (OSError, aiohttp.ClientError) as error:
             self._seen.errors.append(f"c{number}: {error!r}")
-
-    async def _watch_time(self) -> None:
-        while True:
-            due = time.monotonic() + 0.01
-            await asyncio.sleep(0.01)
-            self._seen.late = max(self._seen.late, time.monotonic() - due)
 
     def _report(self) -> None:
         print("seen", json.dumps(asdict(self._seen)), flush=True)
