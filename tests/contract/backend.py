@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from discovery.model import Instance, Watcher
 from discovery.register import Registration, State
@@ -63,6 +63,10 @@ class Backend(ABC):
     @abstractmethod
     def watcher(self) -> Watcher:
         """A watcher of the product's, new each time, that notices a frozen server within `patience`."""
+
+    def section(self) -> dict[str, Any]:
+        """The `registry` of a process's configuration that watches it."""
+        raise NotImplementedError
 
     # -- instances --------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from config.registries import DnsRegistry
 from config.units import Address
@@ -34,6 +34,10 @@ class Dns(Consul):
                 timeout=2.0,
             )
         )
+
+    def section(self) -> dict[str, Any]:
+        server = f"127.0.0.1:{self.agent.dns}"
+        return {"kind": "dns", "server": server, "domain": "service.consul", "ttl_min": "100ms"}
 
 
 BACKENDS = (Dns,)

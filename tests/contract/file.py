@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from discovery.file import FileWatcher
 from discovery.labels import metadata_of
@@ -35,6 +35,9 @@ class File(Backend):
 
     def watcher(self) -> Watcher:
         return FileWatcher(self._path)
+
+    def section(self) -> dict[str, Any]:
+        return {"kind": "file", "path": str(self._path)}
 
     async def put(self, instance: Instance, *, brief: bool = False) -> None:
         await self.put_many([instance])

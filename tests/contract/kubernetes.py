@@ -140,6 +140,9 @@ class KubernetesDouble(_Kubernetes):
         section = KubernetesRegistry(kind="kubernetes", address=self.server.url, wait=1.0)
         return KubernetesWatcher(section, grace=1.0)
 
+    def section(self) -> dict[str, Any]:
+        return {"kind": "kubernetes", "address": self.server.url}
+
     async def kill(self) -> None:
         self._running = False
         await self.server.stop()
@@ -184,6 +187,9 @@ class Kubernetes(_Kubernetes):
 
     def watcher(self) -> Watcher:
         return KubernetesWatcher(self.plane.registry(wait=1.0), grace=2.0)
+
+    def section(self) -> dict[str, Any]:
+        return self.plane.section
 
     async def kill(self) -> None:
         await self.plane.kill()
