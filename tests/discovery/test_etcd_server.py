@@ -279,7 +279,7 @@ async def test_the_next_member_is_asked_and_one_without_a_majority_is_noticed(
         registrar = make(where, ttl=30)
         entry = Instance(service, "a", "10.0.0.1", 80)
         await registrar.register(entry)
-        watcher = EtcdWatcher(where, answer=2.0, pulse=0.2)
+        watcher = EtcdWatcher(where, answer=1.0, pulse=0.2)
         async with aclosing(watcher.watch(frozenset({service}))) as stream:
             assert ids(await following(stream)) == ["a"]
             await first.kill()
@@ -347,7 +347,7 @@ async def test_tokens_are_renewed_and_wrong_passwords_and_missing_rights_are_sai
             await member.call("/v3/auth/user/grant", {"user": "root", "role": "root"})
             await member.call("/v3/auth/enable", {})
             assert await registrar.beat(entry)
-            done, _ = await asyncio.wait({quiet}, timeout=2.5)  # far longer than a token lives
+            done, _ = await asyncio.wait({quiet}, timeout=1.8)  # longer than a token lives
             assert not done
             await registrar.register(replace(entry, weight=3))
             assert [i.weight for i in (await asyncio.wait_for(quiet, 15)).instances or ()] == [3]
