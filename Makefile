@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev,dns,redis]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev,dns,nacos,redis]'
 	@touch $@ $(VENV)/.installed
 
 servers:  ## real registries for the tests, in .servers: Consul and etcd; Nacos where Java and Maven are

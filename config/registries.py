@@ -110,16 +110,19 @@ class NacosTransport(StrEnum):
 
 
 class NacosRegistry(Model):
-    """Nacos 2 and later, by its push over gRPC; or by polling its HTTP API."""
+    """Nacos 2 and later, by its push over gRPC; or by polling its HTTP API.
+
+    An instance's weight is Nacos' own times 100, unless that is 1 and the metadata state another.
+    """
 
     kind: Literal["nacos"]
     """`nacos`."""
     address: Annotated[tuple[Url, ...], ONE_OR_MANY, Field(min_length=1)] = ("http://127.0.0.1:8848/nacos",)
     """Base URLs of the servers with their context path; the next is asked when one fails."""
     tls: RegistryTLS = RegistryTLS()
-    """Certificates, for `https://` addresses."""
+    """Certificates, for `https://` addresses; of gRPC as well."""
     transport: NacosTransport = NacosTransport.GRPC
-    """`grpc`: pushed, needs the extra `nacos`; `http`: polled every `poll`."""
+    """`grpc`: pushed, needs the extra `nacos`; `http`: polled every `poll`, and entries are kept by beats."""
     grpc_port_offset: Annotated[int, Field(ge=1, le=65534)] = 1000
     """The gRPC port is the HTTP port plus this."""
     poll: Positive = 5.0
@@ -133,7 +136,7 @@ class NacosRegistry(Model):
     group: Annotated[str, Field(min_length=1)] = "DEFAULT_GROUP"
     """Group of the services."""
     clusters: Annotated[tuple[str, ...], ONE_OR_MANY] = ()
-    """Only instances of these clusters; all when empty."""
+    """Only instances of these clusters; all when empty. An instance of ours registers in the first."""
     names: dict[Name, Name] = Field(default_factory=dict)
     """Services that are called otherwise there: name here to name in Nacos."""
 

@@ -17,7 +17,7 @@ from discovery.model import Watcher
 from discovery.registrar import Registrar
 from discovery.renamed import Renamed, RenamedRegistrar
 
-CanRegister = ConsulRegistry | EtcdRegistry
+CanRegister = ConsulRegistry | EtcdRegistry | NacosRegistry
 """The kinds of registries in which an instance can enter itself; with an embedded one, by its URL."""
 
 
@@ -92,6 +92,10 @@ def _registrar(registry: CanRegister, ttl: float, check: str | None) -> Registra
                 tls=registry.tls,
                 tags=(registry.tag,) if registry.tag else (),
             )
+        case NacosRegistry():
+            from discovery.nacos import make_nacos_registrar
+
+            return make_nacos_registrar(registry, ttl=ttl)
         case EtcdRegistry():
             from discovery.etcd_registrar import EtcdRegistrar
 
