@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 
@@ -28,21 +28,45 @@ def _rate(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m chat", description="One instance of the chat.")
+def _within(least: int, most: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return whole
+
+
+def _url(text: str) -> str:
+    from urllib.parse import urlsplit
+
+    if text == "none":
+        return text
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://127.0.0.1:8500, or none")
+    return text
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="One instance of the chat.")
     add = parser.add_argument
     add("--host", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, help="port to listen on (0: any free one)")
+    add("--port", type=_within(0, 65535), help="port to listen on (0: any free one)")
     add("--advertise", help="host that others reach this instance by (the listening address)")
-    add("--registry", help="URL of the registry; none: register nowhere (none)")
+    add("--registry", type=_url, help="URL of the registry; none: register nowhere (none)")
     add("--service", help="name to register under (chat)")
     add("--id", help="name of this instance (machine and port)")
     add("--version", help="version label, for traffic splits")
-    add("--weight", type=int, help="share of new sessions (100)")
+    add("--weight", type=_within(0, 65535), help="share of new sessions (100)")
     add("--store", help="database URL (sqlite:///holdfast-chat.db)")
     add("--bus", help="unix:DIRECTORY or local: (a directory beside the SQLite file)")
     add("--rate", type=_rate, help="messages of one session, such as 10/s")
-    add("--burst", type=int, help="messages of one session at once (40)")
+    add("--burst", type=_within(1, 1_000_000), help="messages of one session at once (40)")
     add("--context-ttl", type=_duration, help="idle sessions time out after (30m)")
     add("--deadline", type=_duration, help="after SIGTERM, gone within (25s)")
     add("--settle", type=_duration, help="after SIGTERM, new connections are served for (500ms)")
@@ -51,9 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the command line and runs. Exit codes: 0 done, 1 failed, 2 wrong usage."""
-    parser = _parser()
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m chat") -> int:
+    """Parses the command line and runs; `prog` is how it is called. Exit codes: 0 done, 1 failed, 2 wrong
+    usage."""
+    parser = _parser(prog)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     if given.get("registry") == "none":
         del given["registry"]
@@ -73,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     except (OSError, StoreError) as error:
-        sys.stderr.write(f"cannot start: {error}\n")
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        sys.stderr.write(f"{prog}: cannot start: {reason}\n")
         return 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -40,7 +41,7 @@ class ChatServer:
     """Everything one instance consists of. `start`, then `drain` or just `close`."""
 
     def __init__(self, options: Options, *, engine: Engine | None = None, clock: Clock = time.time) -> None:
-        """Raises `ValueError` for a store, bus or port that cannot be, `OSError` when it cannot listen."""
+        """Raises `ValueError` for a store or bus that cannot be, `OSError` when it cannot listen."""
         self.store = Store(options.store)
         self._bus = make_bus(options.bus, self.store)
         self._socket = _listen(options.host, options.port)
@@ -169,16 +170,16 @@ async def serve(options: Options) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"{port} is not a port; it is 0 (any free one) to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except BaseException:
+    except OSError as error:
         listener.close()
-        raise
+        why = "the address is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise OSError(error.errno, f"cannot listen on {where}: {why}") from error
     listener.setblocking(False)
     return listener
 

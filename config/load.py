@@ -6,11 +6,12 @@ The command line wins over the environment, the environment over the file, the f
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 
 from pydantic import ValidationError
 
+from config.checks import Problem as Finding
 from config.checks import integrity, sections, workable
 from config.document import parse
 from config.environment import overlay_environment, overlay_overrides
@@ -65,6 +66,17 @@ def read(
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def located(
+    path: str | os.PathLike[str], findings: Iterable[Finding], *, environ: Mapping[str, str]
+) -> list[Problem]:
+    """What was found out about a configuration after it was loaded, at its places in the file."""
+    source = os.fspath(path)
+    variables = Variables(environ)
+    root, _ = _tree(FilePath(path).read_bytes(), source, variables)
+    overlay_environment(root, environ)
+    return sorted(Finder(root, variables.hide).of_findings(findings))
 
 
 def _tree(data: bytes, source: str, variables: Variables) -> tuple[Node, list[Problem]]:

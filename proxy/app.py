@@ -32,7 +32,7 @@ from proxy.events import EventLog
 from proxy.frames import CloseCode
 from proxy.handover import HandoverError
 from proxy.health import Checker
-from proxy.listener import Listener
+from proxy.listener import Listener, remove_socket
 from proxy.plane import Plane
 from proxy.replacement import Group, Inheritance, Replacement
 from proxy.table import Cause, Departure, Table
@@ -386,7 +386,8 @@ class App:
     async def close(self) -> None:
         """End everything that is left."""
         await self.replacement.close()
-        self.plane.resolver.close()
+        if self._plane is not None:
+            self._plane.resolver.close()
         self._stop_listening()
         if self._sidecar is not None:
             await self._sidecar.close()
@@ -403,6 +404,8 @@ class App:
             await self._admin.cleanup()
         for sock in self._admin_sockets:
             sock.close()
+        if self._admin_sockets and self.replacement.successor is None:
+            remove_socket(self._bound.admin.address)
         if self._registry_socket is not None:
             self._registry_socket.close()
         if self._chore is not None:

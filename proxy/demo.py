@@ -153,7 +153,10 @@ async def _demo(options: DemoOptions) -> int:
 
 def _make_folder(path: str) -> Path:
     folder = Path(path).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot use the directory {folder}: {error.strerror}") from error
     return folder
 
 

@@ -25,13 +25,13 @@ _NO_DESCRIPTORS = 0.1
 """Seconds to wait before accepting again when the process has no descriptors left."""
 
 
-def open_sockets(address: Address) -> list[socket.socket]:
+def open_sockets(address: Address, *, private: bool = False) -> list[socket.socket]:
     """Bound, listening sockets for an address: two (IPv4 and IPv6) when it names no host.
 
-    Raises `OSError` with a message for the operator.
+    `private`: a unix socket is for this user alone. Raises `OSError` with a message for the operator.
     """
     if address.path:
-        return [_open_unix(address)]
+        return [_open_unix(address, private=private)]
     families = _families(address)
     opened: list[socket.socket] = []
     try:
@@ -76,11 +76,13 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _open_unix(address: Address) -> socket.socket:
+def _open_unix(address: Address, *, private: bool) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(address.path)
         sock.bind(address.path)
+        if private:
+            Path(address.path).chmod(0o600)  # before it listens nobody can have connected
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
@@ -103,6 +105,13 @@ def _remove_stale(path: str) -> None:
             Path(path).unlink()
             return
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def remove_socket(address: Address) -> None:
+    """Take away the file of a unix socket on which nobody listens any more."""
+    if address.path:
+        with contextlib.suppress(FileNotFoundError):
+            Path(address.path).unlink()
 
 
 def _explained(error: OSError, address: Address) -> OSError:
@@ -214,9 +223,8 @@ class Listener:
         self._accepting.clear()
         for sock in self.sockets:
             sock.close()
-        if self.config.address.path and for_good:
-            with contextlib.suppress(FileNotFoundError):
-                Path(self.config.address.path).unlink()
+        if for_good:
+            remove_socket(self.config.address)
 
 
 class ProxyHeader(asyncio.Protocol):

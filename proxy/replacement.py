@@ -210,7 +210,7 @@ class Inheritance:
     def claim(self, purpose: str, address: Address) -> list[socket.socket]:
         """Listening sockets for an address: those of the old process, else new ones. Raises `OSError`."""
         groups = self._sockets.get(_name(purpose, address))
-        return groups.pop(0) if groups else open_sockets(address)
+        return groups.pop(0) if groups else open_sockets(address, private=purpose == "admin")
 
     def drop_unclaimed(self) -> None:
         """Close what nobody has claimed: the new configuration does not listen there."""

@@ -114,13 +114,19 @@ class Journal:
         self._writing: asyncio.Task[None] | None = None
 
     def open(self, now: float) -> None:
-        """Takes the lock and reads what is there. Raises `OSError`, also when another process has the lock.
+        """Takes the lock and reads what is there. Raises `OSError` with a message for the operator, also when
+        another process has the lock.
 
         A file that cannot be understood is moved aside and reported: an empty registry fills itself within
         one heartbeat, one that does not start never does.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise OSError(error.errno, f"the registry cannot use the directory {folder}: {why}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

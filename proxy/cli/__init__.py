@@ -17,7 +17,7 @@ def main() -> None:
         # It has a command line of its own, and starts as often as anything here.
         from chat.__main__ import main as chat
 
-        sys.exit(chat(arguments[1:]))
+        sys.exit(chat(arguments[1:], prog="holdfast chat"))
     from proxy.cli.commands import cli
 
     cli(prog_name="holdfast")

@@ -52,7 +52,7 @@ class AdminClient:
         try:
             answer = self._ask(connection, "GET", path, None, "text/event-stream")
             if answer.status != 200:
-                raise self._refusal(answer.status, answer.read())
+                raise self._refusal(answer, answer.read())
             while line := self._read(answer):
                 if line.startswith(b"data:"):
                     yield json.loads(line[5:])
@@ -73,12 +73,12 @@ class AdminClient:
                 content = answer.read()
             except (OSError, http.client.HTTPException) as error:
                 raise AdminError(f"the answer of {self.address} broke off: {error}") from None
-            if answer.status >= 400:
-                raise self._refusal(answer.status, content)
+            if answer.status >= 300:
+                raise self._refusal(answer, content)
             try:
                 return json.loads(content)
             except ValueError:
-                raise AdminError(f"what answers at {self.address} is not a holdfast admin API") from None
+                raise self._stranger(answer) from None
         finally:
             connection.close()
 
@@ -105,16 +105,33 @@ class AdminClient:
         except http.client.HTTPException:
             raise AdminError(f"what answers at {self.address} does not speak HTTP") from None
 
-    def _refusal(self, status: int, content: bytes) -> AdminError:
+    def _refusal(self, answer: http.client.HTTPResponse, content: bytes) -> AdminError:
         try:
-            answer = json.loads(content)
-            detail = str(answer["detail"])
-            problems = tuple(str(problem) for problem in answer.get("problems", ()))
+            said = json.loads(content)
+            _, detail = said["error"], str(said["detail"])
+            problems = tuple(str(problem) for problem in said.get("problems", ()))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return AdminError(f"{self.address} answered {status}, and not as an admin API does", status)
-        if status == 401:
+            return self._stranger(answer)
+        if answer.headers.get("Server") == "holdfast":
+            return self._stranger(answer)  # a listener for clients: the admin API does not call itself that
+        if answer.status == 401:
             detail += " (HOLDFAST_ADMIN_TOKEN)"
-        return AdminError(detail, status, problems)
+        return AdminError(detail, answer.status, problems)
+
+    def _stranger(self, answer: http.client.HTTPResponse) -> AdminError:
+        """Somebody else's answer: what there is to know of who that is."""
+        server = answer.headers.get("Server")
+        if server == "holdfast":
+            found = "a holdfast listener for clients"
+        else:
+            kind = (
+                answer.headers.get_content_type() if "Content-Type" in answer.headers else "no content type"
+            )
+            found = f"{server or 'a server without a name'}, with {kind}"
+        return AdminError(
+            f"what answers at {self.address} is not a holdfast admin API: status {answer.status} "
+            f"from {found} (another address: --admin or HOLDFAST_ADMIN)"
+        )
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         if self._path:

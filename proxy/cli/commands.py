@@ -11,6 +11,7 @@ from proxy.cli import operate, watch
 from proxy.cli.common import DEFAULT_ADMIN, Group, Session, fail
 
 if TYPE_CHECKING:
+    from config.load import Problem
     from config.schema import Address
 
 _ADDRESS_HELP = "host:port, http://host:port or unix:/path"
@@ -78,7 +79,7 @@ def chat(arguments: tuple[str, ...]) -> None:
     """One chat instance, which registers itself, heartbeats, and drains on SIGTERM."""
     from chat.__main__ import main as chat_main
 
-    sys.exit(chat_main(list(arguments)))
+    sys.exit(chat_main(list(arguments), prog="holdfast chat"))
 
 
 @cli.command(short_help="The embedded registry alone.")
@@ -123,37 +124,41 @@ async def _serve_registry(address: Address, data: str | None) -> None:
 @click.option("-c", "--config", required=True, metavar="FILE", help="The configuration, YAML or JSON.")
 @click.option("--json", "as_json", is_flag=True, help="The problems as JSON, on standard output.")
 def check(config: str, as_json: bool) -> None:
-    """Validate a configuration; every problem at once, as FILE:LINE:COL: path.to.key: what is wrong."""
+    """Validate a configuration; every problem at once, as FILE:LINE:COL: path.to.key: what is wrong.
+
+    The files that it names are opened: certificates, keys and tokens.
+    """
     import os
 
-    from config.load import ConfigError, load
+    from config.load import ConfigError, load, located
+    from proxy.cli.files import unusable
 
-    problems: list[dict[str, object]] = []
-    lines: list[str] = []
+    problems: list[Problem] = []
     try:
         loaded = load(config, environ=os.environ)
+        problems = located(config, unusable(loaded), environ=os.environ)
     except ConfigError as error:
-        lines = [str(problem) for problem in error.problems]
-        problems = [
-            {
-                "file": problem.place.source,
-                "line": problem.place.line,
-                "column": problem.place.column,
-                "path": problem.path,
-                "message": problem.message,
-            }
-            for problem in error.problems
-        ]
+        problems = list(error.problems)
     if as_json:
         import json
 
-        click.echo(json.dumps({"ok": not lines, "problems": problems}, indent=2))
-    elif lines:
-        click.echo("\n".join(lines), err=True)
+        click.echo(json.dumps({"ok": not problems, "problems": [_as_json(p) for p in problems]}, indent=2))
+    elif problems:
+        click.echo("\n".join(map(str, problems)), err=True)
     else:
         services, routes = len(loaded.services), len(loaded.routes)
         click.echo(f"{config}: good; {_counted(services, 'service')}, {_counted(routes, 'route')}")
-    sys.exit(2 if lines else 0)
+    sys.exit(2 if problems else 0)
+
+
+def _as_json(problem: Problem) -> dict[str, object]:
+    return {
+        "file": problem.place.source,
+        "line": problem.place.line,
+        "column": problem.place.column,
+        "path": problem.path,
+        "message": problem.message,
+    }
 
 
 def _counted(number: int, name: str) -> str:

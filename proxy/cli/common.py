@@ -47,20 +47,21 @@ class Session:
 
 
 class Group(click.Group):
-    """Turns what the admin client raises into one line and exit code 1."""
+    """Turns what the admin client raises into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
         try:
             return super().invoke(ctx)
         except AdminError as error:
-            fail("\n".join((str(error), *error.problems)))
+            # What the proxy could not even understand is wrong usage.
+            fail("\n".join((str(error), *error.problems)), code=2 if error.status == 400 else 1)
 
 
-def fail(message: str) -> NoReturn:
-    """Say why, on standard error, and exit with 1."""
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say why, on standard error, and exit."""
     click.echo(f"holdfast: {message}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def speaks_to_proxy(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from config.checks import closest
 from config.schema import parse_duration
 from proxy.cli.client import AdminClient, AdminError, segment
 from proxy.cli.common import (
@@ -255,9 +256,22 @@ def split(session: Session, route: str, shares: tuple[str, ...], off: bool) -> N
     if off or shares:
         wanted = None if off else _shares(shares)
         answer = session.client().send("PUT", path, {"split": wanted})
+        _warn_of_nobody(answer)
     else:
         answer = session.client().get(path)
     session.show(answer, lambda: _split_text(answer))
+
+
+def _warn_of_nobody(answer: dict[str, Any]) -> None:
+    """A share for a version that no instance has is taken: it may be coming. A typing error looks alike."""
+    known = sorted(version for version, counts in answer["versions"].items() if counts["instances"])
+    for version, share in (answer["split"] or {}).items():
+        if share and version not in known:
+            hint = closest(version, known)
+            there = ", ".join(name or "(none)" for name in known) or "no instance at all"
+            click.echo(
+                f"holdfast: no instance has the version {version!r} yet{hint}; there is: {there}", err=True
+            )
 
 
 def _shares(arguments: tuple[str, ...]) -> dict[str, int]:

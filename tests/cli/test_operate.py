@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import stat
 from collections.abc import Callable
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from click.shell_completion import get_completion_class
 
+from config.load import read
+from proxy.app import App
 from proxy.cli.commands import cli
 from proxy.cli.operate import _registry_line
 from proxy.endpoint import State
@@ -177,6 +182,11 @@ async def test_top_draws_a_table(proxy):
         (("plan", "-c", "/nonexistent/file"), "cannot read"),
         (("status", "--admin", "ftp://x"), "is not an admin address"),
         (("frobnicate",), "No such command"),
+        (("weight", "web", "one", "70000"), "weight: "),
+        (("eject", "web", "one", "--for", "0"), "duration: "),
+        (("split", "web", "a=0"), "at least one share above 0"),
+        (("explain", ""), "neither http://host/path nor /path"),
+        (("explain", "nonsense"), "neither http://host/path nor /path"),
     ],
 )
 async def test_wrong_usage_is_2_and_says_what(proxy, arguments, said):
@@ -190,10 +200,7 @@ async def test_wrong_usage_is_2_and_says_what(proxy, arguments, said):
     [
         (("instances", "wbe"), "there is no service 'wbe'; known: web"),
         (("weight", "web", "xx", "1"), "there is no instance of web 'xx'; known: one, two/2:x"),
-        (("weight", "web", "one", "99999"), "weight: "),
         (("split", "nope"), "there is no route 'nope'; known: web"),
-        (("split", "web", "a=0"), "at least one share above 0"),
-        (("explain", "nonsense"), "neither http://host/path nor /path"),
     ],
 )
 async def test_what_the_proxy_refuses_is_1_and_one_line(proxy, arguments, said):
@@ -214,7 +221,52 @@ async def test_where_no_proxy_is_the_error_says_so_and_what_to_do(proxy):
 async def test_what_is_no_admin_api_is_said_to_be_none(proxy):
     result = await proxy.run("status", "--admin", str(proxy.app.addresses[0]))
     assert result.exit_code == 1
-    assert "admin API" in result.stderr
+    assert "is not a holdfast admin API: status 200 from Python" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "found"),
+    [
+        (
+            404,
+            {"Server": "uvicorn"},
+            {"detail": "Not Found"},
+            "status 404 from uvicorn, with application/json",
+        ),
+        (200, {"Server": "nginx"}, None, "status 200 from nginx, with text/html"),
+        (
+            404,
+            {"Server": "holdfast"},
+            {"error": "no_route", "detail": "no route"},
+            "status 404 from a holdfast listener for clients",
+        ),
+        (302, {"Server": "x", "Location": "/login"}, None, "status 302 from x, with text/html"),
+    ],
+)
+async def test_of_another_server_it_is_said_what_was_found(proxy, status, headers, body, found):
+    async def answer(request: web.Request) -> web.Response:
+        text = "<p>hello</p>" if body is None else json.dumps(body)
+        kind = "text/html" if body is None else "application/json"
+        return web.Response(status=status, headers=headers, text=text, content_type=kind)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as other:
+        result = await proxy.run("status", "--admin", f"127.0.0.1:{other.port}")
+    assert result.exit_code == 1
+    assert found in result.stderr
+    assert "--admin or HOLDFAST_ADMIN" in result.stderr
+
+
+async def test_a_share_for_a_version_that_nobody_has_is_warned_of(proxy):
+    result = await proxy.run("split", "web", "stable=90", "canray=10")
+    assert result.exit_code == 0
+    assert (
+        "no instance has the version 'canray' yet (did you mean 'canary'?); there is: canary, stable"
+        in result.stderr
+    )
+    assert (await proxy.run("split", "web", "stable=90", "canary=10")).stderr == ""
 
 
 async def test_the_address_may_be_given_before_or_after_the_verb_or_as_a_url(proxy):
@@ -241,6 +293,19 @@ async def test_a_unix_socket_works_as_well(start_proxy, tmp_path):
     assert (await proxy.run("weight", "web", "one", "3")).exit_code == 0
     gone = await proxy.run("status", "--admin", f"unix:{tmp_path}/other.sock")
     assert gone.exit_code == 1
+
+
+async def test_the_admin_socket_is_for_its_user_alone_and_goes_with_the_proxy(tmp_path):
+    path = tmp_path / "a.sock"
+    text = f"admin: {{address: 'unix:{path}'}}\nlisten: [{{address: '127.0.0.1:0'}}]\naccess_log: none\n"
+    app = App(read(text.encode(), source="f.yaml", environ={}))
+    try:
+        await app.start()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        await app.drain()
+    finally:
+        await app.close()
+    assert not path.exists()
 
 
 async def test_names_are_completed_from_the_running_proxy(proxy, monkeypatch):

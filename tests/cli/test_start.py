@@ -116,6 +116,30 @@ def test_check_of_a_good_file_exits_with_0(tmp_path):
     assert json.loads(holdfast("check", "-c", str(file), "--json").stdout) == {"ok": True, "problems": []}
 
 
+def test_check_opens_the_files_that_are_named(tmp_path):
+    file = tmp_path / "files.yaml"
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("nonsense")
+    file.write_text(f"""listen:
+  - address: ":8443"
+    tls: {{certificate: /nonexistent/tls.crt, key: {nonsense}}}
+  - address: ":8444"
+    tls: {{certificate: {nonsense}, key: {nonsense}}}
+registry:
+  - {{kind: consul, tls: {{ca: /nonexistent/ca.pem}}}}
+  - {{kind: kubernetes, token_file: {tmp_path}}}
+""")
+    done = holdfast("check", "-c", str(file))
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    nothing = "cannot be read: No such file or directory"
+    assert lines[0] == f"{file}:3:24: listen[0].tls.certificate: /nonexistent/tls.crt {nothing}"
+    assert lines[1].startswith(f"{file}:5:5: listen[1].tls: cannot use the certificate {nonsense}: ")
+    assert lines[2] == f"{file}:7:30: registry[0].tls.ca: /nonexistent/ca.pem {nothing}"
+    assert lines[3] == f"{file}:8:36: registry[1].token_file: {tmp_path} cannot be read: Is a directory"
+    assert len(lines) == 4
+
+
 def test_check_of_no_file_exits_with_2():
     done = holdfast("check", "-c", "/nonexistent.yaml")
     assert done.returncode == 2
@@ -191,10 +215,44 @@ def test_registry_with_a_wrong_address_is_wrong_usage():
     assert holdfast("registry", "--listen", "nonsense").returncode == 2
 
 
-def test_chat_passes_its_arguments_on():
-    done = holdfast("chat", "--no-such-option")
+@pytest.mark.parametrize("verb", ["registry", "demo"])
+def test_a_directory_that_cannot_be_had_is_named(verb, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    ports = {"registry": ["--listen", "127.0.0.1:0"], "demo": ["--port=0", "--admin-port=0"]}[verb]
+    done = holdfast(verb, *ports, "--data", str(file / "below"))
+    assert done.returncode == 1
+    assert f"the directory {file / 'below'}: Not a directory" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--no-such-option",), "--no-such-option"),
+        (("--weight", "-1"), "argument --weight: '-1' is not a whole number from 0 to 65535"),
+        (("--weight", "70000"), "'70000' is not a whole number from 0 to 65535"),
+        (("--port", "70000"), "'70000' is not a whole number from 0 to 65535"),
+        (("--burst", "0"), "'0' is not a whole number from 1 to"),
+        (("--registry", "foo"), "'foo' is not a URL such as http://127.0.0.1:8500, or none"),
+        (("--registry", "http://:85"), "is not a URL"),
+        (("--deadline", "soon"), "'soon' is not a duration"),
+    ],
+)
+def test_a_chat_that_is_wrongly_called_says_so(arguments, said):
+    done = holdfast("chat", *arguments)
     assert done.returncode == 2
-    assert "--no-such-option" in done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("usage: holdfast chat ")
+
+
+def test_a_chat_on_a_port_in_use_names_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = holdfast("chat", "--port", str(port), "--store", f"sqlite:///{tmp_path}/chat.db")
+    assert done.returncode == 1
+    wanted = f"holdfast chat: cannot start: cannot listen on 127.0.0.1:{port}: the address is in use\n"
+    assert done.stderr.endswith(wanted)
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
