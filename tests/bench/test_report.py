@@ -125,8 +125,8 @@ def test_the_buckets_of_the_metric_are_summed_over_its_labels() -> None:
 
 def test_the_eviction_report_names_failures_and_a_missing_metric() -> None:
     load = Outcome(latencies=[0.1] * 8, failures=["status 503", "status 503", "connection lost: x"])
-    text = "\n".join(lines(Findings([0.0, 0.002, 0.004], load, {})))
-    assert "3, of which 1 were followed by no request at all" in text
+    text = "\n".join(lines(Findings([0.0, 0.002, 0.004], [0.0, 0.0, 0.001], load, {})))
+    assert "3, 1 followed by no request at all" in text
     assert "p50 2.00   p99 4.00   max 4.00" in text
     assert "no eviction_delay_seconds on the metrics page" in text
     assert "11, failed 3" in text

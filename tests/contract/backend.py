@@ -7,6 +7,7 @@ kind, in one event loop; services and ids are new in each test, so nothing has t
 from __future__ import annotations
 
 import asyncio
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -64,7 +65,7 @@ class Backend(ABC):
     def watcher(self) -> Watcher:
         """A watcher of the product's, new each time, that notices a frozen server within `patience`."""
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The `registry` of a process's configuration that watches it."""
         raise NotImplementedError
 
@@ -158,6 +159,14 @@ class RegistrarBackend(Backend):
         for entry in self._entries.values():
             await entry.release()
         self._entries.clear()
+
+
+def backends() -> list[type[Backend]]:
+    """All of them: those of each file here that has some."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    names = [f.stem for f in files if not f.stem.startswith(("test_", "conftest"))]
+    modules = [importlib.import_module(f"tests.contract.{name}") for name in names]
+    return [backend for module in modules for backend in getattr(module, "BACKENDS", ())]
 
 
 async def in_parallel(make: Callable[[], Registrar], instances: Sequence[Instance], width: int = 20) -> None:

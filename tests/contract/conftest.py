@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from discovery.model import Instance
-from tests.contract.backend import Ability, Backend, Missing
-
-_NOT_BACKENDS = {"backend", "conftest", "server", "world"}
-
-
-def _backends() -> list[type[Backend]]:
-    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-    modules = [
-        importlib.import_module(f"tests.contract.{name}")
-        for name in names
-        if name not in _NOT_BACKENDS and not name.startswith("test_")
-    ]
-    return [backend for module in modules for backend in module.BACKENDS]
+from tests.contract.backend import Ability, Backend, Missing, backends
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*abilities): what a registry must be able to do for this test")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=_backends(), ids=lambda kind: kind.name)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=backends(), ids=lambda kind: kind.name)
 async def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Backend]:

@@ -136,7 +136,7 @@ class Consul(RegistrarBackend):
         # A wait of a minute would make a frozen agent known only after that.
         return ConsulWatcher(self.agent.url, wait=1.0, grace=1.0)
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"kind": "consul", "address": self.agent.url}
 
     def registrar(self, *, brief: bool = False) -> Registrar:

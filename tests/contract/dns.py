@@ -35,7 +35,7 @@ class Dns(Consul):
             )
         )
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         server = f"127.0.0.1:{self.agent.dns}"
         return {"kind": "dns", "server": server, "domain": "service.consul", "ttl_min": "100ms"}
 

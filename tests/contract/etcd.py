@@ -160,7 +160,7 @@ class Etcd(RegistrarBackend):
         # By default a frozen server is known after ten seconds.
         return EtcdWatcher(self.registry, answer=2.0, pulse=0.5)
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"kind": "etcd", "address": self.member.url}
 
     def registrar(self, *, brief: bool = False) -> Registrar:

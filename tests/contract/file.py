@@ -36,7 +36,7 @@ class File(Backend):
     def watcher(self) -> Watcher:
         return FileWatcher(self._path)
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"kind": "file", "path": str(self._path)}
 
     async def put(self, instance: Instance, *, brief: bool = False) -> None:

@@ -140,7 +140,7 @@ class KubernetesDouble(_Kubernetes):
         section = KubernetesRegistry(kind="kubernetes", address=self.server.url, wait=1.0)
         return KubernetesWatcher(section, grace=1.0)
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"kind": "kubernetes", "address": self.server.url}
 
     async def kill(self) -> None:
@@ -188,7 +188,7 @@ class Kubernetes(_Kubernetes):
     def watcher(self) -> Watcher:
         return KubernetesWatcher(self.plane.registry(wait=1.0), grace=2.0)
 
-    def section(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return self.plane.section
 
     async def kill(self) -> None:
