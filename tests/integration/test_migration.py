@@ -146,14 +146,14 @@ async def test_500_people_chat_while_everything_is_replaced(
     await pauses.of("SIGKILL", partial(asyncio.sleep, DETECTION))
     for _ in range(3):
         await pauses.of("upgrade", partial(replace, dynasty, gateway))
-    metrics = await gateway.metrics()
+    metrics = await adopted(gateway, CLIENTS)
     await crowd.part()
     moves = metrics["holdfast_tunnel_move_pause_seconds_count"]
     print(
         f"{library}: {CLIENTS} clients, {crowd.answered} answers, {moves:.0f} moves; longest waits: {pauses}"
     )
     # Everybody is on the connection that they began with, and the proxy knows it.
-    assert metrics["holdfast_tunnels_total"] == metrics["holdfast_tunnels_open"] == CLIENTS
+    assert metrics["holdfast_tunnels_total"] == CLIENTS
     assert moves >= CLIENTS * INSTANCES
     # What the proxy made people wait, and what they waited in all.
     most = max(pauses.stretch.values())
@@ -186,13 +186,21 @@ async def test_an_upgrade_in_the_same_moment_as_a_restart_is_seen_by_nobody(
         await fleet.restart(place, number)
         await upgrade
         await crowd.seen()
-    metrics = await gateway.metrics()
+    metrics = await adopted(gateway, 60)
     await crowd.part()
-    assert metrics["holdfast_tunnels_total"] == metrics["holdfast_tunnels_open"] == 60
+    assert metrics["holdfast_tunnels_total"] == 60
     assert metrics["holdfast_tunnel_moves_failed_total"] == 0
     assert metrics["holdfast_tunnel_move_pause_seconds_count"] > 0
     assert len(dynasty.line(gateway)) == 3
     assert crowd.answered > 60
+
+
+async def adopted(gateway: Gateway, tunnels: int) -> dict[str, float]:
+    """The metrics, once the process of now has every tunnel: some may still be on their way to it."""
+    async with asyncio.timeout(PATIENCE):
+        while (metrics := await gateway.metrics())["holdfast_tunnels_open"] != tunnels:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return metrics
 
 
 async def replace(dynasty: Dynasty, gateway: Gateway) -> None:
