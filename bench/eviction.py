@@ -39,7 +39,7 @@ from bench.children import BenchError, await_answer, child, end_on_sigterm, free
 from bench.load import OpenLoop, Outcome
 from bench.measure import percentile
 from bench.peers import ROOT, Holdfast
-from bench.registries import REGISTRIES, Registry
+from bench.registries import REGISTRIES, Registry, written
 from bench.report import replace_section
 from bench.stage import Stage, stage
 from discovery.model import Instance
@@ -234,7 +234,9 @@ async def _holdfast(ground: Stage, registry: Registry) -> AsyncIterator[tuple[in
     """A proxy that follows the registry: its port, and the URL of its admin API."""
     place = ground.place("eviction")
     config, log = place.folder / "holdfast.yaml", place.folder / "output.log"
-    document = configuration(place.port, place.admin, registry.settings(), place.folder / "access.log")
+    document = configuration(
+        place.port, place.admin, written(registry.section()), place.folder / "access.log"
+    )
     config.write_text(json.dumps(document))
     config.chmod(0o600)
     peer = Holdfast()
@@ -348,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such registry: {', '.join(unknown)}")
     plan = replace(plan, evictions=given.evictions, rate=given.rate)
     found: dict[str, Findings] = {}
+    broken = False
     with stage() as ground:
         # Servers of registries are children of this process, and stay off the proxy's core with it.
         os.sched_setaffinity(0, ground.cores.load)
@@ -359,12 +362,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found[name] = uvloop.run(measure(ground, plan, REGISTRIES[name](folder)))
             except Missing as missing:
                 print(f"  skipped: {missing}")
-                continue
-            print("  " + "\n  ".join(lines(found[name])), flush=True)
+            except (AssertionError, BenchError, OSError) as error:
+                print(f"  failed: {type(error).__name__}: {str(error)[:500]}")
+                broken = True
+            else:
+                print("  " + "\n  ".join(lines(found[name])), flush=True)
     if given.write and found:
         text = replace_section(DOCUMENT.read_text(), table(found, plan.rate), *MARKERS)
         DOCUMENT.write_text(text)
-    return 1 if any(map(missed, found.values())) else 0
+    return 1 if broken or any(map(missed, found.values())) else 0
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, SecretStr
+
 from bench.children import free_ports
+from config.registries import EmbeddedRegistry, RemoteRegistry
+from config.units import Address
 from discovery.consul_registrar import ConsulRegistrar
 from discovery.model import Instance
 from tests.contract.backend import backends
@@ -21,7 +25,7 @@ class Registry(Protocol):
     async def stop(self) -> None:
         """Ends everything that was started."""
 
-    def settings(self) -> Mapping[str, Any]:
+    def section(self) -> RemoteRegistry | EmbeddedRegistry:
         """The proxy's `registry`."""
 
     async def put(self, instance: Instance) -> None:
@@ -36,7 +40,7 @@ class Embedded:
 
     def __init__(self, folder: Path) -> None:
         (port,) = free_ports(1)
-        self._listen = f"127.0.0.1:{port}"
+        self._listen = Address("127.0.0.1", port)
         self._registrar = ConsulRegistrar(f"http://{self._listen}", ttl=3600.0)
 
     async def start(self) -> None:
@@ -45,8 +49,8 @@ class Embedded:
     async def stop(self) -> None:
         await self._registrar.close()
 
-    def settings(self) -> Mapping[str, Any]:
-        return {"kind": "embedded", "listen": self._listen}
+    def section(self) -> EmbeddedRegistry:
+        return EmbeddedRegistry(kind="embedded", listen=self._listen)
 
     async def put(self, instance: Instance) -> None:
         await self._registrar.register(instance)
@@ -56,6 +60,28 @@ class Embedded:
 
 
 REGISTRIES: dict[str, Callable[[Path], Registry]] = {"embedded": Embedded} | {
-    kind.name: kind for kind in backends() if not kind.name.startswith("embedded")
+    kind.name: kind
+    for kind in backends()
+    # A real Kubernetes takes no loopback addresses, and benchmarks listen nowhere else.
+    if not kind.name.startswith("embedded") and kind.name != "kubernetes"
 }
 """By name."""
+
+
+def written(section: RemoteRegistry | EmbeddedRegistry) -> dict[str, Any]:
+    """As it stands in a configuration file, secrets included."""
+    return {name: _written(getattr(section, name)) for name in sorted(section.model_fields_set)}
+
+
+def _written(value: Any) -> Any:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case Address():
+            return str(value)
+        case BaseModel():
+            return {name: _written(getattr(value, name)) for name in sorted(value.model_fields_set)}
+        case tuple():
+            return [_written(item) for item in value]
+        case _:
+            return value

@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from config.registries import RemoteRegistry
 from discovery.model import Instance, Watcher
 from discovery.register import Registration, State
 from discovery.registrar import Registrar
@@ -65,8 +66,8 @@ class Backend(ABC):
     def watcher(self) -> Watcher:
         """A watcher of the product's, new each time, that notices a frozen server within `patience`."""
 
-    def settings(self) -> dict[str, Any]:
-        """The `registry` of a process's configuration that watches it."""
+    def section(self) -> RemoteRegistry:
+        """The part of a configuration that names the running server."""
         raise NotImplementedError
 
     # -- instances --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from config.registries import RegistryTLS
+from config.registries import ConsulRegistry, RegistryTLS, RemoteRegistry
 from discovery.consul import ConsulWatcher
 from discovery.consul_registrar import ConsulRegistrar
 from discovery.model import Instance, Watcher
@@ -136,8 +136,8 @@ class Consul(RegistrarBackend):
         # A wait of a minute would make a frozen agent known only after that.
         return ConsulWatcher(self.agent.url, wait=1.0, grace=1.0)
 
-    def settings(self) -> dict[str, Any]:
-        return {"kind": "consul", "address": self.agent.url}
+    def section(self) -> RemoteRegistry:
+        return ConsulRegistry(kind="consul", address=self.agent.url)
 
     def registrar(self, *, brief: bool = False) -> Registrar:
         return ConsulRegistrar(self.agent.url, ttl=0.5 if brief else 30.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from config.registries import DnsRegistry
 from config.units import Address
@@ -25,19 +25,16 @@ class Dns(Consul):
     }
 
     def watcher(self) -> Watcher:
-        return DnsWatcher(
-            DnsRegistry(
-                kind="dns",
-                server=(Address("127.0.0.1", self.agent.dns),),
-                domain="service.consul",
-                ttl_min=0.1,
-                timeout=2.0,
-            )
-        )
+        return DnsWatcher(self.section())
 
-    def settings(self) -> dict[str, Any]:
-        server = f"127.0.0.1:{self.agent.dns}"
-        return {"kind": "dns", "server": server, "domain": "service.consul", "ttl_min": "100ms"}
+    def section(self) -> DnsRegistry:
+        return DnsRegistry(
+            kind="dns",
+            server=(Address("127.0.0.1", self.agent.dns),),
+            domain="service.consul",
+            ttl_min=0.1,
+            timeout=2.0,
+        )
 
 
 BACKENDS = (Dns,)

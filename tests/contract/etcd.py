@@ -143,8 +143,7 @@ class Etcd(RegistrarBackend):
         assert self._member is not None
         return self._member
 
-    @property
-    def registry(self) -> EtcdRegistry:
+    def section(self) -> EtcdRegistry:
         return EtcdRegistry(kind="etcd", address=(self.member.url,))
 
     async def start(self) -> None:
@@ -158,13 +157,10 @@ class Etcd(RegistrarBackend):
 
     def watcher(self) -> Watcher:
         # By default a frozen server is known after ten seconds.
-        return EtcdWatcher(self.registry, answer=2.0, pulse=0.5)
-
-    def settings(self) -> dict[str, Any]:
-        return {"kind": "etcd", "address": self.member.url}
+        return EtcdWatcher(self.section(), answer=2.0, pulse=0.5)
 
     def registrar(self, *, brief: bool = False) -> Registrar:
-        return EtcdRegistrar(self.registry, ttl=1.0 if brief else 60.0)
+        return EtcdRegistrar(self.section(), ttl=1.0 if brief else 60.0)
 
     async def put_many(self, instances: Sequence[Instance]) -> None:
         async def enter(mine: Sequence[Instance]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from config.registries import FileRegistry
 from discovery.file import FileWatcher
 from discovery.labels import metadata_of
 from discovery.model import Instance, Watcher
@@ -36,8 +37,8 @@ class File(Backend):
     def watcher(self) -> Watcher:
         return FileWatcher(self._path)
 
-    def settings(self) -> dict[str, Any]:
-        return {"kind": "file", "path": str(self._path)}
+    def section(self) -> FileRegistry:
+        return FileRegistry(kind="file", path=str(self._path))
 
     async def put(self, instance: Instance, *, brief: bool = False) -> None:
         await self.put_many([instance])

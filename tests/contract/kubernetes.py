@@ -137,11 +137,10 @@ class KubernetesDouble(_Kubernetes):
         await self.server.stop()
 
     def watcher(self) -> Watcher:
-        section = KubernetesRegistry(kind="kubernetes", address=self.server.url, wait=1.0)
-        return KubernetesWatcher(section, grace=1.0)
+        return KubernetesWatcher(self.section(), grace=1.0)
 
-    def settings(self) -> dict[str, Any]:
-        return {"kind": "kubernetes", "address": self.server.url}
+    def section(self) -> KubernetesRegistry:
+        return KubernetesRegistry(kind="kubernetes", address=self.server.url, wait=1.0)
 
     async def kill(self) -> None:
         self._running = False
@@ -186,10 +185,10 @@ class Kubernetes(_Kubernetes):
             await self._plane.stop()
 
     def watcher(self) -> Watcher:
-        return KubernetesWatcher(self.plane.registry(wait=1.0), grace=2.0)
+        return KubernetesWatcher(self.section(), grace=2.0)
 
-    def settings(self) -> dict[str, Any]:
-        return self.plane.section
+    def section(self) -> KubernetesRegistry:
+        return self.plane.registry(wait=1.0)
 
     async def kill(self) -> None:
         await self.plane.kill()

@@ -110,19 +110,15 @@ class ControlPlane:
         """How to speak to it as its administrator."""
         return Cluster(f"https://127.0.0.1:{self._port}", ssl.create_default_context(cafile=str(self.ca)))
 
-    @property
-    def section(self) -> dict[str, Any]:
-        """What an administrator's configuration says of it."""
-        return {
+    def registry(self, **options: Any) -> KubernetesRegistry:
+        """A section of the configuration for it; its administrator's unless it says a token."""
+        section = {
             "kind": "kubernetes",
             "address": f"https://127.0.0.1:{self._port}",
             "tls": {"ca": str(self.ca)},
             "token": ADMIN,
         }
-
-    def registry(self, **options: Any) -> KubernetesRegistry:
-        """A section of the configuration for it; its administrator's unless it says a token."""
-        return KubernetesRegistry.model_validate(self.section | options)
+        return KubernetesRegistry.model_validate(section | options)
 
     async def start(self) -> None:
         """Returns once it is ready."""

@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -346,8 +346,8 @@ class ApiServer:
             return response
         for event in self._backlog(since, namespace, matches):
             watch.lines.put_nowait(encoded(event))
-        assert isinstance(request.transport, asyncio.Transport)
-        watch.transport = request.transport
+        # uvloop's transports are not asyncio.Transport by inheritance.
+        watch.transport = cast(asyncio.Transport, request.transport)
         self.watches.add(watch)
         try:
             with suppress(TimeoutError):
