@@ -129,6 +129,9 @@ async def test_the_same_target_twice_is_one_instance_and_the_better_record_count
 async def test_a_service_that_is_decidedly_not_there_is_empty(server: NameServer) -> None:
     server.records = [srv("0 0 0 .")]
     assert await first(server) == ()
+    assert [kind for _, _, kind in server.asked] == ["SRV"]
+    server.records = [srv("0 0 0 10.0.0.1")]  # and no port is no place
+    assert await first(server) == ()
 
 
 async def test_addresses_of_both_families_with_the_port_are_instances(server: NameServer) -> None:
@@ -215,6 +218,19 @@ async def test_a_target_that_cannot_be_asked_for_is_an_error(server: NameServer)
     server.codes = {"lost.test": SERVFAIL}
     with pytest.raises(RegistryError, match=r"lost\.test A"):
         await first(server)
+
+
+async def test_an_error_ends_the_questions_beside_it(
+    server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("discovery.dns.TARGETS", 1)
+    names = ["lost.test", "slow1.test", "slow2.test", "slow3.test"]
+    server.records = [srv(f"1 1 80 {name}") for name in names]
+    server.codes, server.delays = {names[0]: SERVFAIL}, dict.fromkeys(names[1:], 60.0)
+    tasks = len(asyncio.all_tasks())
+    with pytest.raises(RegistryError, match=r"lost\.test A"):
+        await first(server, timeout=60)
+    await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 async def test_a_server_that_goes_is_an_error() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from config.registries import EtcdRegistry
 from discovery.build import make_registrar, make_watcher
 from discovery.etcd import EtcdWatcher
-from discovery.etcd_client import Members, encode
+from discovery.etcd_client import EtcdClient, Members, encode
 from discovery.etcd_entry import instance_key, instance_of, range_end, service_key, value_of
 from discovery.etcd_registrar import EtcdRegistrar
 from discovery.model import Instance, RegistryError, Status, Update
@@ -300,6 +300,24 @@ async def test_each_failure_makes_it_the_next_members_turn(gateway: Gateway, unu
     async with aclosing(watcher.watch(CHAT)) as stream:
         with pytest.raises(RegistryError, match=r"127\.0\.0\.1:1"):
             await following(stream)
+
+
+async def test_who_gives_up_on_a_call_asks_the_next_member_then(gateway: Gateway) -> None:
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    registry = EtcdRegistry(kind="etcd", address=(f"http://127.0.0.1:{port}", gateway.url))
+    members = Members(registry.address)
+    client = EtcdClient(registry, members, 60.0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await client.call("/v3/kv/range", {})
+    assert members.current == gateway.url
+    assert "header" in await client.call("/v3/kv/range", {})
+    await client.close()
+    silent.close()
+    for writer in accepted:
+        writer.close()
 
 
 def test_a_failure_that_is_known_already_moves_nobody_on() -> None:
