@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -235,6 +236,8 @@ def _shown(token: str | None) -> Mapping[str, str]:
 
 
 async def _channel(server: Server, registry: NacosRegistry) -> grpc.aio.Channel:
+    # By default it tells everybody of every server that goes.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         import grpc.aio
     except ImportError as error:

@@ -21,8 +21,9 @@ from discovery.nacos.servers import Server, Servers
 _R = TypeVar("_R")
 
 KIND = "nacos"
-LOOK = 1.0
-"""Seconds between looks at the connection: so long an entry may be missing after a server has gone."""
+LOOK = 3.0
+"""Seconds between looks at the connection: so long an entry may be missing after a server has gone. Also what
+one call may take, a login and a new connection included."""
 KEEPALIVE = 5.0
 """Seconds between questions to the server, which tell both sides that the other one is there."""
 DEFAULT_TTL = 10.0

@@ -25,11 +25,11 @@ from discovery.nacos.servers import Servers
 
 KIND = "nacos"
 KEEPALIVE = 5.0
-"""Seconds between questions on an open connection. Each tells the server that we are there, finds out whether
-it still is, and brings what a lost push would have."""
+"""Seconds between questions on an open connection. Each tells the server that we are there, and finds out
+whether it still is."""
 RESYNC = 60.0
-"""Seconds in which every service is asked for again; with more than `RESYNC / KEEPALIVE` of them several at a
-time."""
+"""Seconds in which every service is asked for again, whatever was pushed. Longer than other clients need to
+register again with a server that started over: the same answer twice counts as a confirmation."""
 PARALLEL = 32
 """Questions at the same time."""
 
@@ -86,7 +86,8 @@ class _Subscription(_Sight):
 
 
 class PushWatcher:
-    """Yields each service's instances as the server pushes them. `keepalive` and `timeout` are in seconds."""
+    """Yields each service's instances as the server pushes them. `keepalive`, `resync` and `timeout` are in
+    seconds."""
 
     kind = KIND
 
@@ -95,12 +96,14 @@ class PushWatcher:
         registry: NacosRegistry,
         *,
         keepalive: float = KEEPALIVE,
+        resync: float = RESYNC,
         timeout: float = grpc_connection.TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._servers = Servers(registry.address)
         self._keepalive = keepalive
+        self._resync = resync
         self._timeout = timeout
         self._clock = clock
 
@@ -126,7 +129,7 @@ class PushWatcher:
         self, api: HttpApi, connection: Connection, services: frozenset[str]
     ) -> AsyncGenerator[Update]:
         following = _Following(self._registry, api, connection, services, self._clock)
-        task = asyncio.create_task(following.keep_asking(self._keepalive))
+        task = asyncio.create_task(following.keep_asking(self._keepalive, self._resync))
         try:
             while True:
                 yield await following.news()
@@ -164,19 +167,22 @@ class _Following:
             raise told
         return told
 
-    async def keep_asking(self, keepalive: float) -> None:
-        """Subscribes to all, and asks for some of them every `keepalive` seconds, for ever."""
+    async def keep_asking(self, keepalive: float, resync: float) -> None:
+        """Subscribes to all, and goes on asking every `keepalive` seconds, for each of them in `resync`."""
         services = list(self._subscriptions)
-        few = max(1, round(len(services) * keepalive / RESYNC))
+        rounds = max(1, round(resync / keepalive))
         clock = asyncio.get_running_loop()
         try:
             for batch in _batches(services, PARALLEL):
                 await self._ask_all(batch)
-            for batch in itertools.cycle(_batches(services, few)):
+            for batch in itertools.cycle(services[start::rounds] for start in range(rounds)):
                 due = clock.time() + keepalive
                 while (service := await self._doubt(due)) is not None:
                     await self._ask_all([service])
-                await self._ask_all(batch)
+                if batch:
+                    await self._ask_all(batch)
+                else:
+                    await self._connection.request("HealthCheckRequest", {})
         except RegistryError as error:
             self._told.put_nowait(error)
         except Exception as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -66,6 +67,8 @@ class NacosDouble:
         """By HTTP: kept by beats, or for ever."""
         self.thresholds: dict[Key, float] = {}
         self.starting = False
+        self.readable = True
+        """Whether it tells of instances; one that is loading only takes them."""
         self.answers_pushes = True
         self.clock_offset = 0
         """Milliseconds that its clock is wrong."""
@@ -102,6 +105,7 @@ class NacosDouble:
 
     async def start(self) -> None:
         """Answers after this; nothing is left of what connections owned before."""
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         self._grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._grpc.add_generic_rpc_handlers((_Handler(self._unary, self._stream),))
         assert self._grpc.add_insecure_port(f"127.0.0.1:{self.grpc_port}")
@@ -247,6 +251,8 @@ class NacosDouble:
         if client.labels.get("module") != "naming":
             return _error(500, "Client is already disconnected")
         key = (body["namespace"], body["groupName"], body["serviceName"])
+        if not self.readable and payload.type in ("SubscribeServiceRequest", "ServiceQueryRequest"):
+            return _error(500, "server is DOWN now")
         match payload.type:
             case "SubscribeServiceRequest":
                 client.subscriptions.add(key)
@@ -385,6 +391,8 @@ class NacosDouble:
         )
         key = (form.get("namespaceId", "public"), form["groupName"], form["serviceName"])
         if call == ("GET", "/instance/list"):
+            if not self.readable:
+                return web.Response(status=503, text="server is DOWN now")
             info = self.info(key)
             return wrap(info["hosts"] if modern else info | {"name": f"{key[1]}@@{key[2]}"})
         entry = _whole({**form, "metadata": orjson.loads(form.get("metadata", "{}"))}, key)

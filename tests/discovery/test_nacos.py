@@ -232,7 +232,7 @@ async def test_a_token_that_ran_out_is_replaced_and_nothing_is_noticed(
 ) -> None:
     registrar = ConnectionRegistrar(nacos.section())
     await registrar.register(one)
-    watcher = PushWatcher(nacos.section(), keepalive=0.2)
+    watcher = PushWatcher(nacos.section(), keepalive=0.2, resync=0.2)
     async with seen(watcher, service) as orders:
         await orders.instances(one)
         if isinstance(nacos, NacosDouble):
