@@ -8,6 +8,7 @@ the directories of the name and of the target, and the target is looked at anew 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
@@ -37,11 +38,11 @@ _FILE: TypeAdapter[_File] = TypeAdapter(_File)
 def parse(text: str, name: str = "file") -> dict[str, tuple[Instance, ...]]:
     """The instances of each service in such a file. `name` is for the message.
 
-    Raises `RegistryError` that says what is wrong and where. JSON is YAML, so one parser reads both.
+    Raises `RegistryError` that says what is wrong and where. JSON is YAML, but its own parser takes a
+    hundredth of the time: 10,000 instances are 9 s of YAML.
     """
     try:
-        data: Any = YAML(typ="safe", pure=True).load(text)
-        services = _FILE.validate_python(data).services
+        services = _FILE.validate_python(_load(text)).services
     except YAMLError as error:
         raise RegistryError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -52,6 +53,20 @@ def parse(text: str, name: str = "file") -> dict[str, tuple[Instance, ...]]:
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise RegistryError(f"{name}: services.{service}: several instances have the id {twice[0]!r}")
     return {service: instances_from(service, instances) for service, instances in services.items()}
+
+
+def _load(text: str) -> Any:
+    with suppress(ValueError):
+        return json.loads(text, object_pairs_hook=_unique)
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises `ValueError` for a key that is there twice; the other parser says where."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 class FileWatcher:
@@ -78,7 +93,8 @@ class FileWatcher:
                     at = self._clock()
                     if (stamp := self._stamp()) != seen:
                         seen = stamp
-                        for update in self._read(services, at):
+                        # Connections must not wait for the parser of a large file.
+                        for update in await asyncio.to_thread(self._read, services, at):
                             yield update
                     await event
                     event = asyncio.ensure_future(anext(changes))

@@ -177,3 +177,14 @@ def test_static_instances_are_updates_and_services_without_them_are_not() -> Non
 def test_each_kind_of_registry_has_its_watcher() -> None:
     assert isinstance(make_watcher(FileRegistry(kind="file", path="x")), FileWatcher)
     assert isinstance(make_watcher(ConsulRegistry(kind="consul")), ConsulWatcher)
+
+
+def test_json_is_read_as_the_yaml_that_it_is() -> None:
+    text = '{"services": {"chat": ["10.0.0.1:80", {"address": "10.0.0.2:80", "id": "b", "weight": 7}]}}'
+    assert parse(text) == parse(f"# as YAML\n{text}")
+    assert [(i.id, i.weight) for i in parse(text)["chat"]] == [("10.0.0.1:80", 100), ("b", 7)]
+
+
+def test_a_service_that_is_there_twice_is_no_service_of_either() -> None:
+    with pytest.raises(RegistryError, match="duplicate key"):
+        parse('{"services": {"chat": ["10.0.0.1:80"], "chat": ["10.0.0.2:80"]}}')
