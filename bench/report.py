@@ -119,10 +119,10 @@ def section(body: Sequence[str], configurations: Mapping[str, Mapping[str, str]]
     return "\n\n".join(parts)
 
 
-def replace_section(document: str, text: str) -> str:
-    """The document with `text` between its two markers. Raises `BenchError` if it has not both of them."""
-    head, begin, rest = document.partition(BEGIN)
-    _, end, foot = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"the document has no {BEGIN} … {END}")
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{foot}"
+def replace_section(document: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """The document with `text` between two markers. Raises `BenchError` if it has not both of them."""
+    head, found, rest = document.partition(begin)
+    _, closed, foot = rest.partition(end)
+    if not found or not closed:
+        raise BenchError(f"the document has no {begin} … {end}")
+    return f"{head}{begin}\n\n{text}\n\n{end}{foot}"
