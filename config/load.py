@@ -8,19 +8,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from config.checks import Problem as Finding
 from config.checks import integrity, sections, workable
-from config.document import parse
+from config.document import Fill, parse
 from config.environment import overlay_environment, overlay_overrides
 from config.messages import Finder
-from config.schema import Config
+from config.schema import Config, Model
+from config.shape import shape_of
 from config.tree import ConfigError as ConfigError
 from config.tree import Node, Place
 from config.tree import Problem as Problem
 from config.variables import Variables
+
+M = TypeVar("M", bound=Model)
 
 
 def load(
@@ -53,7 +57,7 @@ def read(
 ) -> Config:
     """As `load`, from the content of a file; messages call it `source`. Raises `ConfigError`."""
     variables = Variables(environ)
-    root, problems = _tree(data, source, variables)
+    root, problems = _tree(data, source, variables.fill)
     problems += overlay_environment(root, environ)
     overlay_overrides(root, overrides or {})
     plain = root.plain()
@@ -74,12 +78,28 @@ def located(
     """What was found out about a configuration after it was loaded, at its places in the file."""
     source = os.fspath(path)
     variables = Variables(environ)
-    root, _ = _tree(FilePath(path).read_bytes(), source, variables)
+    root, _ = _tree(FilePath(path).read_bytes(), source, variables.fill)
     overlay_environment(root, environ)
     return sorted(Finder(root, variables.hide).of_findings(findings))
 
 
-def _tree(data: bytes, source: str, variables: Variables) -> tuple[Node, list[Problem]]:
+def read_as(model: type[M], data: bytes, *, source: str) -> M:
+    """A file of another kind than the configuration, with the same forms and messages but without variables.
+
+    Raises `ConfigError`.
+    """
+    root, problems = _tree(data, source, str)
+    try:
+        found = model.model_validate(root.plain())
+    except ValidationError as error:
+        problems += Finder(root, shape=shape_of(model)).of_validation(error)
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _tree(data: bytes, source: str, fill: Fill) -> tuple[Node, list[Problem]]:
     """Raises `ConfigError` when there is no text or no YAML to look further into."""
 
     def place(line: int, column: int) -> Place:
@@ -91,7 +111,7 @@ def _tree(data: bytes, source: str, variables: Variables) -> tuple[Node, list[Pr
         before = data[: error.start]
         where = place(before.count(b"\n"), error.start - before.rfind(b"\n") - 1)
         raise ConfigError([Problem(where, "", "is not UTF-8 text")]) from None
-    root, problems = parse(text, place, variables.fill)
+    root, problems = parse(text, place, fill)
     if root is None and problems:
         raise ConfigError(problems)
     if root is None or root.value is None:

@@ -16,9 +16,9 @@ from config.tree import UNKNOWN, Node, Place, Problem
 class _Spot:
     """What a location of a validation error means in the tree."""
 
-    def __init__(self, root: Node, location: Iterable[str | int]) -> None:
+    def __init__(self, root: Node, shape: Shape, location: Iterable[str | int]) -> None:
         self.node = root
-        self.shape: Shape | None = ROOT
+        self.shape: Shape | None = shape
         self.parent: Shape | None = None
         self.parent_tag: str | None = None
         self.path = Path()
@@ -90,20 +90,22 @@ class _Spot:
 class Finder:
     """Turns findings and validation errors into problems that have a place."""
 
-    def __init__(self, root: Node, hide: Callable[[str], str]) -> None:
+    def __init__(self, root: Node, hide: Callable[[str], str] = str, shape: Shape = ROOT) -> None:
+        """`shape` is what the tree should look like."""
         self._root = root
         self._hide = hide
+        self._shape = shape
 
     def of_findings(self, findings: Iterable[Finding]) -> list[Problem]:
         """The problems that `config.checks` found."""
-        spots = ((_Spot(self._root, path), message) for path, message in findings)
+        spots = ((_Spot(self._root, self._shape, path), message) for path, message in findings)
         return [self._problem(spot, message) for spot, message in spots]
 
     def of_validation(self, error: ValidationError) -> list[Problem]:
         """The problems that the schema found; what is already known of a value is not said twice."""
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
-            spot = _Spot(self._root, detail["loc"])
+            spot = _Spot(self._root, self._shape, detail["loc"])
             if spot.node.value is UNKNOWN:
                 continue
             spot.is_key |= detail["type"] == "extra_forbidden"
