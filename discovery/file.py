@@ -8,6 +8,7 @@ the directories of the name and of the target, and the target is looked at anew 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
@@ -31,11 +32,11 @@ class _File(Model):
 def parse(data: bytes, name: str = "file") -> dict[str, tuple[Instance, ...]]:
     """The instances of each service in such a file. `name` is for the message.
 
-    Raises `RegistryError` with everything that is wrong, each with its line and column. JSON is YAML, so one
-    parser reads both.
+    Raises `RegistryError` with everything that is wrong, each with its line and column. JSON is YAML, but its
+    own parser takes a hundredth of the time: 10,000 instances are 9 s of YAML.
     """
     try:
-        services = read_as(_File, data, source=name).services
+        services = _read_json(data) or read_as(_File, data, source=name).services
     except ConfigError as error:
         raise RegistryError("; ".join(map(str, error.problems))) from error
     for service, instances in services.items():
@@ -43,6 +44,20 @@ def parse(data: bytes, name: str = "file") -> dict[str, tuple[Instance, ...]]:
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise RegistryError(f"{name}: services.{service}: several instances have the id {twice[0]!r}")
     return {service: instances_from(service, instances) for service, instances in services.items()}
+
+
+def _read_json(data: bytes) -> dict[str, tuple[StaticInstance, ...]] | None:
+    """None for what is not JSON or not right; the other reader says where."""
+    with suppress(ValueError):
+        return _File.model_validate(json.loads(data, object_pairs_hook=_unique)).services
+    return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 class FileWatcher:
