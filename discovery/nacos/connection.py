@@ -160,6 +160,8 @@ class Connection:
             self._end(f"{self._name}: the stream has ended")
         except RegistryError as error:
             self._end(f"{self._name}: {error}")
+        except Exception as error:  # or nobody would hear of the end
+            self._end(f"{self._name}: {type(error).__name__}: {error}")
 
     def _answer(self, asked: Payload) -> Payload | None:
         """What to reply to the server's own question."""

@@ -112,8 +112,12 @@ class HttpApi:
         """A service's instances; none when there is no such service. Raises `RegistryError`."""
         answer = _json(server, await self._call("GET", server, "/list", {"serviceName": service}))
         if self._generation[server.base]:
-            return _data(server, answer) or ()
-        return (answer.get("hosts") if isinstance(answer, dict) else None) or ()
+            answer = _data(server, answer)
+        elif isinstance(answer, dict):
+            answer = answer.get("hosts")
+        if not isinstance(answer or [], list):
+            raise RegistryError(f"{server.base}: service {service}: not a list of instances; is this Nacos?")
+        return answer or []
 
     async def register(self, server: Server, service: str, entry: Mapping[str, Any]) -> None:
         """Makes an instance, or replaces it. Raises `RegistryError` when the server refuses."""

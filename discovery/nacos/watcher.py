@@ -273,7 +273,10 @@ def _batches(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
 
 
 def _hosts(info: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return info.get("hosts") or ()
+    hosts = info.get("hosts") or ()
+    if not isinstance(hosts, (list, tuple)):
+        raise RegistryError(f"service {info.get('name')}: not a list of instances: {hosts!r:.80}")
+    return hosts
 
 
 def _name(info: Mapping[str, Any]) -> str:
