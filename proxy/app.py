@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from config.load import ConfigError, Problem, load, read
 from config.plan import Change, Effect, diff
-from config.schema import Address, Config, ConsulRegistry, EmbeddedRegistry, EtcdRegistry
+from config.schema import Address, Config, ConsulRegistry, EmbeddedRegistry
 from config.tree import Place
 from discovery.model import Update, Watcher
 from discovery.static import static_updates
@@ -302,18 +302,17 @@ class App:
 
     async def _enter(self, inherited: Sequence[Sequence[object]]) -> None:
         """Begin with the sections `register`."""
-        from discovery.build import make_registrar, make_watcher
+        from discovery.build import CanRegister, make_registrar, make_watcher
         from proxy.sidecar import Place, Sidecar
 
         places: list[Place] = []
         for rank, registry in enumerate(self._config.registry):
             name = f"{rank}-{registry.kind}"
-            match registry:
-                case EmbeddedRegistry():
-                    places.append(Place(registry.kind, name, self._make_own_registrar, self._watch_own))
-                case ConsulRegistry() | EtcdRegistry():
-                    registrar = partial(make_registrar, registry)
-                    places.append(Place(registry.kind, name, registrar, partial(make_watcher, registry)))
+            if isinstance(registry, EmbeddedRegistry):
+                places.append(Place(registry.kind, name, self._make_own_registrar, self._watch_own))
+            elif isinstance(registry, CanRegister):
+                registrar = partial(make_registrar, registry)
+                places.append(Place(registry.kind, name, registrar, partial(make_watcher, registry)))
         self._sidecar = Sidecar(places, self.events.emit, clock=self.plane.clock)
         await self._sidecar.start(self._config.register, inherited)
 

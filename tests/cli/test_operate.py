@@ -16,7 +16,7 @@ from click.shell_completion import get_completion_class
 from config.load import read
 from proxy.app import App
 from proxy.cli.commands import cli
-from proxy.cli.operate import _registry_line
+from proxy.cli.operate import _entry_line, _registry_line
 from proxy.endpoint import State
 
 
@@ -381,3 +381,20 @@ async def test_limits_that_make_no_sense_are_refused(proxy, arguments, message):
     result = await proxy.run(*arguments)
     assert result.exit_code != 0
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({}, "shop a (10.0.0.7:1): shown by 0-consul, not registered (away) in 1-etcd"),
+        ({"app_ready": False}, "shop a (10.0.0.7:1): not ready, status 503"),
+    ],
+)
+def test_status_tells_how_an_application_beside_the_proxy_does(changed, line):
+    registries = [
+        {"name": "0-consul", "registered": True, "shown": True, "error": None},
+        {"name": "1-etcd", "registered": False, "shown": False, "error": "away"},
+    ]
+    entry = {"service": "shop", "id": "a", "address": "10.0.0.7:1", "app_ready": True}
+    entry |= {"app_error": "status 503", "registries": registries, **changed}
+    assert _entry_line(entry) == line

@@ -29,7 +29,9 @@ def test_a_configuration_in_a_document_loads(text: str) -> None:
     assert config.routes
 
 
-@pytest.mark.parametrize("path", ["deploy/holdfast.example.yaml", "deploy/compose.holdfast.yaml"])
+@pytest.mark.parametrize(
+    "path", ["deploy/holdfast.example.yaml", "deploy/holdfast.sidecar.yaml", "deploy/compose.holdfast.yaml"]
+)
 def test_a_configuration_to_deploy_loads(path: str) -> None:
     assert load(str(ROOT / path), environ=ENVIRONMENT).services
 

@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestServer
 
 from config.schema import Notify, NotifyForm, NotifyOn, Register
 from discovery.model import Instance, RegistryError, Status, Update
+from proxy.sidecar import Sidecar
 from proxy.sidecar import seat as seat_module
 from proxy.sidecar.address import app_instance, instance_of, machine_address
 from proxy.sidecar.entry import Streak, re_enters
@@ -193,7 +194,7 @@ async def test_a_registry_that_cannot_be_read_is_asked_again(taken: Taken) -> No
 async def test_a_registry_that_takes_an_entry_and_never_shows_it_holds_nobody_up(
     taken: Taken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seat_module, "CONFIRM_TIME", 0.05)
+    monkeypatch.setattr(seat_module, "CONFIRM_TIME", 0.5)
     taken.book.shows = False
     taken.seat.join(ME, 1.0, None)
     await until(lambda: taken.seat.settled)
@@ -256,6 +257,129 @@ async def test_half_a_deregistration_is_none(taken: Taken) -> None:
     await asyncio.gather(leaving, return_exceptions=True)
     assert await taken.seat.leave()
     assert taken.book.held is None
+
+
+# -- all entries of a process ------------------------------------------------------------------------------
+
+
+class Pod:
+    """A book, an application in this loop, and processes beside it one after the other."""
+
+    def __init__(self, app: str) -> None:
+        self.book = Book()
+        self.app = app
+        self.events: list[str] = []
+
+    def section(self, **given: Any) -> Register:
+        return section(
+            app=self.app, address="10.0.0.7:1", ready={"path": "none", "interval": "50ms"}, **given
+        )
+
+    def process(self) -> Sidecar:
+        place = Place("consul", "0-consul", lambda *, ttl, check: self.book, lambda: self.book)
+        return Sidecar([place], lambda kind, **facts: self.events.append(kind))
+
+
+def up(process: Sidecar) -> bool:
+    """Whether everything that it enters is shown."""
+    return all(entry.up for entry in process.entries)
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[Pod]:
+    async with TestServer(web.Application()) as server:
+        yield Pod(f"127.0.0.1:{server.port}")
+
+
+async def test_a_process_takes_over_what_another_has_entered_before_that_one_lets_go(pod: Pod) -> None:
+    old, new = pod.process(), pod.process()
+    await old.start([pod.section(id="a")])
+    await until(lambda: up(old))
+    pod.book.held = None
+    await new.start([pod.section(id="a")], old.save())
+    assert pod.book.held is not None, "it was said again before start returned"
+    assert not new.unready(), "it was up, and is"
+    await old.release(new.keys)
+    assert pod.book.held is not None
+    await old.close()
+    assert "deregistered" not in pod.events
+    assert pod.book.held is not None
+    await new.leave(5.0)
+    assert pod.book.held is None
+    assert new.unready() == ["it is leaving its registries"]
+    await new.close()
+
+
+async def test_what_the_next_process_does_not_keep_is_taken_out(pod: Pod) -> None:
+    old = pod.process()
+    await old.start([pod.section(id="a")])
+    await until(lambda: up(old))
+    await old.release([])
+    assert pod.book.held is None
+    await old.close()
+
+
+async def test_an_entry_is_said_again_when_the_next_process_failed(pod: Pod) -> None:
+    old = pod.process()
+    await old.start([pod.section(id="a")])
+    await until(lambda: up(old))
+    pod.book.held = None
+    await old.renew()
+    assert pod.book.held is not None
+    await old.close()
+    assert pod.book.held is None
+
+
+async def test_an_application_that_goes_is_marked_or_taken_out(pod: Pod) -> None:
+    async with TestServer(web.Application()) as server:
+        app = f"127.0.0.1:{server.port}"
+        one = pod.process()
+        ready = {"path": "none", "interval": "20ms", "unhealthy": 2}
+        await one.start([section(app=app, address="10.0.0.7:1", ready=ready, unready="drain")])
+        await until(lambda: not one.unready())
+    await until(lambda: pod.book.held is not None and pod.book.held.status is Status.DRAINING)
+    assert "deregistered" not in pod.events
+    assert one.unready()[0].startswith("the application of shop is not ready: ConnectionRefusedError")
+    again = TestServer(web.Application(), port=int(app.rpartition(":")[2]))
+    async with again:
+        await until(lambda: pod.book.held is not None and pod.book.held.status is Status.UP)
+        assert not one.unready()
+    await one.close()
+
+
+async def test_everything_is_left_within_its_time_and_once(pod: Pod) -> None:
+    one = pod.process()
+    await one.start([pod.section(id="a", settle="30s")])
+    await until(lambda: up(one))
+    async with asyncio.timeout(3):
+        await asyncio.gather(one.leave(0.3), one.leave(0.3))
+    assert pod.events.count("leaving") == pod.events.count("deregistered") == 1
+    await one.close()
+
+
+async def test_nobody_settles_for_what_was_never_entered(pod: Pod) -> None:
+    pod.book.wrong = OSError("away")
+    one = pod.process()
+    await one.start([pod.section(id="a", settle="30s")])
+    await until(lambda: not one.unready())
+    async with asyncio.timeout(3):
+        await one.leave(30.0)
+    await one.close()
+
+
+async def test_sections_are_changed_in_place_or_entered_anew(pod: Pod) -> None:
+    one = pod.process()
+    await one.start([pod.section(id="a")])
+    await until(lambda: up(one))
+    one.configure([pod.section(id="a", weight=7)])
+    await until(lambda: pod.book.held is not None and pod.book.held.weight == 7)
+    assert "deregistered" not in pod.events
+    one.configure([pod.section(id="a", ttl="9s")])
+    await until(lambda: pod.events.count("registered") == 2)
+    one.configure([])
+    await until(lambda: pod.book.held is None)
+    await until(lambda: one.keys == [])
+    await one.close()
 
 
 # -- notices -----------------------------------------------------------------------------------------------
@@ -388,7 +512,7 @@ async def test_a_receiver_that_is_away_or_silent_holds_nobody_up(
     away.post(UP)
     silent.post(UP)
     await until(lambda: away.lost == 1 and made.heard)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(4):
         await silent.close(0.05)
     assert silent.lost == 1
     assert "s3cr3t" not in caplog.text
