@@ -6,6 +6,7 @@ are only copied (half a millisecond for a hundred instances); the samples and th
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ class Snapshot:
     totals: list[tuple[str, str, int]]
     connections_open: int
     tunnels_open: int
+    tasks: int
     refused: list[tuple[str, int]]
     closes: list[tuple[tuple[int, str], int]]
     lag: Buckets
@@ -157,6 +159,7 @@ def read(control: Control) -> Snapshot:
         ],
         connections_open=counters.connections_open,
         tunnels_open=counters.tunnels_open,
+        tasks=len(asyncio.all_tasks(plane.loop)),
         refused=list(counters.bad_requests.items()),
         closes=list(counters.tunnel_closes.items()),
         lag=_copied(counters.loop_lag),
@@ -281,6 +284,7 @@ def _process(snapshot: Snapshot) -> Iterator[Metric]:
     connections = "Client connections now."
     yield GaugeMetricFamily("holdfast_connections_open", connections, snapshot.connections_open)
     yield GaugeMetricFamily("holdfast_tunnels_open", "Tunnels now.", snapshot.tunnels_open)
+    yield GaugeMetricFamily("holdfast_tasks", "Tasks of the event loop now.", snapshot.tasks)
     refused = CounterMetricFamily(
         "holdfast_requests_refused", "Requests answered before they had a route.", labels=("reason",)
     )
