@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,9 @@ class Registry(Protocol):
     async def put(self, instance: Instance) -> None:
         """Registers it."""
 
+    async def put_many(self, instances: Sequence[Instance]) -> None:
+        """Registers all of these, or replaces what they say."""
+
     async def remove(self, instance: Instance) -> None:
         """Deregisters it."""
 
@@ -54,6 +57,10 @@ class Embedded:
 
     async def put(self, instance: Instance) -> None:
         await self._registrar.register(instance)
+
+    async def put_many(self, instances: Sequence[Instance]) -> None:
+        for instance in instances:
+            await self._registrar.register(instance)
 
     async def remove(self, instance: Instance) -> None:
         await self._registrar.deregister(instance)

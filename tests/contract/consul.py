@@ -182,7 +182,7 @@ def _set(instance: Instance) -> dict[str, Any]:
         "Service": instance.service,
         "Address": instance.host,
         "Port": instance.port,
-        "Weights": {"Passing": 1, "Warning": 1},
+        "Weights": {"Passing": instance.weight, "Warning": instance.weight},
     }
     return {"Service": {"Verb": "set", "Node": _BULK, "Service": service}}
 
