@@ -164,12 +164,7 @@ async def test_500_people_chat_while_everything_is_replaced(
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"),
-    [
-        (signal.SIGTERM, "upgrade_started"),
-        (signal.SIGKILL, "upgrade_started"),
-        (signal.SIGKILL, "upgraded pid="),
-    ],
+    ("number", "moment"), [(signal.SIGTERM, "upgrade_started"), (signal.SIGKILL, "upgraded pid=")]
 )
 async def test_an_upgrade_in_the_same_moment_as_a_restart_is_seen_by_nobody(
     stage: Stage, dynasty: Dynasty, number: signal.Signals, moment: str
