@@ -141,8 +141,7 @@ def sets(plan: Plan) -> dict[str, list[Instance]]:
 
 
 async def _put(registry: Registry, wanted: dict[str, list[Instance]]) -> None:
-    for instances in wanted.values():
-        await registry.put_many(instances)
+    await registry.put_many([instance for instances in wanted.values() for instance in instances])
 
 
 async def _arrived(holdfast: Watched, wanted: dict[str, list[Instance]]) -> None:

@@ -22,8 +22,8 @@ from discovery.static import instances_from
 
 STEP, DEBOUNCE = 5, 5
 """Milliseconds: how often the kernel's events are fetched, and how long they are gathered. Measured from the
-change to the reader: 11 ms, against 51 with the library's own; each step wakes a thread, which is 0.5 % of a core
-for ever (2.6 % with steps of 1 ms, 3 ms from the change to the reader)."""
+change to the reader: 11 ms, against 51 with the library's own; each step wakes a thread, which is 0.5 % of a
+core for ever (2.6 % with steps of 1 ms, 3 ms from the change to the reader)."""
 
 
 class _File(Model):

@@ -168,6 +168,8 @@ class Supervisor:
                 update = await _next(stream)
                 if update.service in services:
                     self._answered(source, update)
+                    # Updates that are there already come without a pause, and hundreds of them at a start.
+                    await asyncio.sleep(0)
         finally:
             if (close := getattr(stream, "aclose", None)) is not None:
                 await close()

@@ -45,8 +45,11 @@ class Script:
         self._queue.put_nowait(Update(service, None if names is None else make(names, service), at))
         await settle()
 
-    async def say(self, update: Update) -> None:
+    def push(self, update: Update) -> None:
         self._queue.put_nowait(update)
+
+    async def say(self, update: Update) -> None:
+        self.push(update)
         await settle()
 
     async def fail(self, error: Exception) -> None:
@@ -360,6 +363,18 @@ async def test_a_source_describes_itself(time: FakeTime) -> None:
     async with running(time, watcher) as (supervisor, _):
         await watcher.fail(RegistryError("no route"))
         assert repr(supervisor.sources[0]) == "<registry 0 script: failed, 0 held, no route>"
+
+
+async def test_hundreds_of_updates_at_once_let_others_run_in_between(time: FakeTime) -> None:
+    watcher = Script()
+    async with running(time, watcher) as (_, updates):
+        for number in range(200):
+            watcher.push(Update("chat", make("ab" if number % 2 else "abc"), 1000.0))
+        turns = 0
+        while len(updates) < 200:
+            await asyncio.sleep(0)
+            turns += 1
+    assert turns >= 200
 
 
 # -- what operators are told ------------------------------------------------------------------------------

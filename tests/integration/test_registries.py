@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.integration.stage import PATIENCE, Gateway, Stage
+from tests.integration.stage import PATIENCE, Gateway, Stage, free_port
 
 ROUTES = [{"match": {"path": "/"}, "service": "web"}]
 SERVICES = {"web": {"balance": "round_robin"}}
@@ -209,16 +209,19 @@ async def cut_short(request: web.Request) -> web.StreamResponse:
 NONSENSE = {
     "not JSON": (answering("<html>welcome</html>"), "not JSON"),
     "another shape": (answering('{"error": "no"}'), "not a list of health entries"),
-    "an entry of another shape": (answering('[{"Service": {}}]'), "not a list of health entries: KeyError"),
+    "an entry of another shape": (
+        answering('[{"Service": {}}]'),
+        "not a list of health entries: entry None: KeyError",
+    ),
     "no index": (answering("[]", index=None), "no X-Consul-Index; is this Consul?"),
     "index is a word": (answering("[]", index="seven"), "no X-Consul-Index; is this Consul?"),
     "status 500": (
         answering("No cluster leader", status=500),
-        "status 500 for service web: No cluster leader",
+        "status 500 for /v1/health/service/web: No cluster leader",
     ),
     "status 403": (
         answering("Permission denied", status=403),
-        "status 403 for service web: Permission denied",
+        "status 403 for /v1/health/service/web: Permission denied",
     ),
     "hangs up": (hanging_up, "[Ss]erver disconnected"),
     "cut short": (cut_short, "payload|[Rr]esponse|closed"),
@@ -271,6 +274,52 @@ async def test_an_entry_without_a_port_does_not_take_the_others_away(stage: Stag
     gateway = await behind(stage, await stage.serve(registry.app))
     await gateway.ready("web", "good")
     assert await text(await stage.client(), gateway.url) == "good"
+
+
+async def test_entries_that_make_no_sense_are_left_out_told_and_counted(stage: Stage) -> None:
+    good = {"Service": "web", **entry("good", await stage.serve(named("good")))}
+    registry = Moody({"ID": "bad", "Service": "web", "Address": "127.0.0.1", "Port": "eighty"}, good)
+    gateway = await behind(stage, await stage.serve(registry.app))
+    await gateway.ready("web", "good")
+    async with gateway.events() as events:
+        told = await events.until(lambda event: event["kind"] == "entries_refused")
+    assert (told["registry"], told["service"]) == ("0-consul", "web")
+    assert "entry 'bad'" in told["reasons"][0]
+    counted = await gateway.metrics()
+    assert counted['holdfast_registry_refused_entries_total{kind="consul",registry="0-consul"}'] == 1
+    assert await text(await stage.client(), gateway.url) == "good"
+
+
+async def test_who_is_alive_is_served_on_when_the_registry_has_lost_most_of_them(stage: Stage) -> None:
+    """Two of four are held behind the one that is listed; the fourth does not answer and goes at once."""
+    services = [{"Service": "web", **entry(n, await stage.serve(named(n)))} for n in ("one", "two", "three")]
+    dead = {"Service": "web", **entry("dead", f"127.0.0.1:{free_port()}")}
+    registry = Moody(*services, dead)
+    gateway = await behind(stage, await stage.serve(registry.app))
+    await gateway.ready("web", "one", "two", "three", "dead")
+    registry.entries = services[:1]
+    registry.change(registry.sane)
+    async with gateway.events() as events:
+        held = await events.until(lambda event: event["kind"] == "instances_held")
+        await events.until(is_gone("dead"))
+    assert (sorted(held["instances"]), held["left"]) == (["dead", "three", "two"], 1)
+    assert (await gateway.metrics())[
+        'holdfast_registry_held_instances{kind="consul",registry="0-consul"}'
+    ] == 2
+    session = await stage.client()
+    assert {await text(session, gateway.url) for _ in range(6)} == {"one"}
+    _, explained = await gateway.ask("GET", "/v1/services/web")
+    assert {i["id"]: i["registry"] for i in explained["instances"]} == {
+        "one": "up",
+        "two": "doubtful",
+        "three": "doubtful",
+    }
+    # The last that is listed goes: those in doubt are all there is, and serve.
+    registry.entries = []
+    registry.change(registry.sane)
+    async with gateway.events() as events:
+        await events.until(is_gone("one"))
+    assert {await text(session, gateway.url) for _ in range(6)} == {"two", "three"}
 
 
 async def test_a_registry_that_was_never_there_is_no_reason_not_to_start(stage: Stage) -> None:
