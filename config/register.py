@@ -107,5 +107,8 @@ class Register(Model):
     """URL that Consul asks by itself instead of waiting for this process to be heard of."""
     settle: Duration = 2.0
     """After the entry was taken out, everything goes on for so long, until everybody has heard."""
+    outlive: Duration = 0.0
+    """On SIGTERM everything goes on until the application has ended, for at most so long after `settle`, so
+    that its last calls get through. For when both are told to end at once."""
     notify: Annotated[tuple[Notify, ...], ONE_OR_MANY] = ()
     """Webhooks."""

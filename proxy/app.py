@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from config.load import ConfigError, Problem, load, read
 from config.plan import Change, Effect, diff
-from config.schema import Address, Config, ConsulRegistry, EmbeddedRegistry
+from config.schema import Address, Config, EmbeddedRegistry
 from config.tree import Place
 from discovery.model import Update, Watcher
 from discovery.static import static_updates
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from discovery.embedded.server import RegistryServer
-    from discovery.registrar import Registrar
     from proxy.sidecar import Sidecar
 
 _TICK = 0.5
@@ -302,26 +301,11 @@ class App:
 
     async def _enter(self, inherited: Sequence[Sequence[object]]) -> None:
         """Begin with the sections `register`."""
-        from discovery.build import CanRegister, make_registrar, make_watcher
-        from proxy.sidecar import Place, Sidecar
+        from proxy.sidecar import Sidecar, places_of
 
-        places: list[Place] = []
-        for rank, registry in enumerate(self._config.registry):
-            name = f"{rank}-{registry.kind}"
-            if isinstance(registry, EmbeddedRegistry):
-                places.append(Place(registry.kind, name, self._make_own_registrar, self._watch_own))
-            elif isinstance(registry, CanRegister):
-                registrar = partial(make_registrar, registry)
-                places.append(Place(registry.kind, name, registrar, partial(make_watcher, registry)))
+        places = places_of(self._config.registry, lambda: self.registry_url, self._watch_own)
         self._sidecar = Sidecar(places, self.events.emit, clock=self.plane.clock)
         await self._sidecar.start(self._config.register, inherited)
-
-    def _make_own_registrar(self, *, ttl: float, check: str | None) -> Registrar:
-        """In the embedded registry, wherever that listens now."""
-        from discovery.build import make_registrar
-
-        own = ConsulRegistry(kind="consul", address=self.registry_url)
-        return make_registrar(own, ttl=ttl, check=check)
 
     def _watch_own(self) -> Watcher:
         assert self._registry is not None
@@ -353,6 +337,7 @@ class App:
         if self.replacement.successor is None:
             # Whoever has not heard of it yet still comes, and is served.
             await self.sidecar.leave(limit)
+            await self.sidecar.outlive(limit - (plane.clock() - began))
         plane.draining = True
         limit -= plane.clock() - began
         if self.replacement.over.is_set():

@@ -66,7 +66,7 @@ IMPURE = {
 CHAT_MAY = {"discovery.consul_registrar", "discovery.model", "discovery.register"}
 """What the chat needs of discovery: how to enter itself."""
 
-ENTERING = {"discovery.labels", "discovery.register", "discovery.registrar"}
+ENTERING = {"discovery.build", "discovery.labels", "discovery.register", "discovery.registrar"}
 """What the sidecar's duties need of discovery."""
 
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval"}

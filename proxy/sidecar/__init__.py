@@ -4,5 +4,6 @@
 is sent to webhooks is decided in `notice` and sent by `webhook`.
 """
 
+from proxy.sidecar.places import places_of as places_of
 from proxy.sidecar.seat import Place as Place
 from proxy.sidecar.sidecar import Sidecar as Sidecar

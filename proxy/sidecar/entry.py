@@ -22,6 +22,9 @@ _HURRY = 0.25
 """Share of the interval while it is being made sure whether the application is ready."""
 _REACH = 1.0
 """Seconds in which the address that others are told should accept a connection."""
+_LOOK = 0.1
+"""Seconds between looks whether the application has ended."""
+_ACCEPTS = Health(kind=HealthKind.TCP)
 
 
 @dataclass(slots=True)
@@ -124,6 +127,14 @@ class Entry:
         """Say again what the entry says: another process may have taken it along into its end."""
         await asyncio.gather(*(seat.renew() for seat in self.seats))
 
+    async def outlive(self, limit: float) -> None:
+        """Wait until the application accepts nothing any more, as its section says, at most `limit` seconds."""
+        app = app_instance(self.section)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(self.section.outlive, limit))):
+                while (await probe(app, _ACCEPTS, _REACH)).wrong is None:  # noqa: ASYNC110 - a process's end
+                    await asyncio.sleep(_LOOK)
+
     async def close(self, patience: float) -> None:
         """Give webhooks a last moment."""
         await asyncio.gather(*(webhook.close(patience) for webhook in self.webhooks))
@@ -167,7 +178,7 @@ class Entry:
 
     async def _reach(self) -> None:
         """An address that nobody can reach is the commonest mistake, and the hardest to see from here."""
-        found = await probe(self.instance, Health(kind=HealthKind.TCP), _REACH)
+        found = await probe(self.instance, _ACCEPTS, _REACH)
         if found.wrong is not None:
             self._emit(
                 "address_unreachable",
@@ -204,7 +215,7 @@ class Entry:
 
 def _check(ready: Ready) -> Health:
     if ready.path is None:
-        return Health(kind=HealthKind.TCP)
+        return _ACCEPTS
     return Health(path=ready.path)
 
 

@@ -105,6 +105,11 @@ class Sidecar:
             self._going = asyncio.create_task(self._leave(limit, settle), name="leave")
         await asyncio.shield(self._going)
 
+    async def outlive(self, limit: float) -> None:
+        """After `leave`: wait until the applications have ended, those whose sections want that, for at most
+        `limit` seconds."""
+        await asyncio.gather(*(entry.outlive(limit) for entry in self._closing))
+
     def save(self) -> list[tuple[str, str, bool]]:
         """What is entered, for the process that takes over: service, id, and whether it counts as up."""
         return [(*_key(entry), entry.up) for entry in self.entries if entry.app_ready]

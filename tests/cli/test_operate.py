@@ -105,6 +105,15 @@ async def test_split_is_shown_changed_and_taken_off(proxy):
     assert "no split" in (await proxy.run("split", "web")).stdout
 
 
+async def test_leave_makes_a_proxy_unready_that_goes_on_serving(proxy):
+    result = await proxy.run("leave", "--settle", "10ms")
+    assert (result.exit_code, result.stdout) == (0, "not ready from now on\n")
+    assert proxy.app.unready() == ["it is leaving"]
+    async with aiohttp.ClientSession() as session, session.get(f"{proxy.url}/") as answer:
+        assert answer.status == 200
+    assert proxy.app.ending, "an upgrade would bring back what was told to leave"
+
+
 async def test_explain_names_the_instance_and_the_reasons(proxy):
     await proxy.run("drain", "web", "one")
     result = await proxy.run("explain", "http://example.com/x", "-H", "X-A: b", "--method", "POST")

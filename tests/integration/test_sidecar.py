@@ -102,6 +102,17 @@ async def peer(stage: Stage, registry: str, **service: Any) -> Gateway:
     )
 
 
+async def hub(stage: Stage) -> Gateway:
+    """Another holdfast that is the registry as well."""
+    return await stage.gateway(
+        "hub",
+        registry={"kind": "embedded", "listen": "127.0.0.1:0"},
+        services={SERVICE: {}},
+        routes=ROUTES,
+        guard={"hold": "0s"},
+    )
+
+
 async def entries(registry: str) -> list[JSON]:
     async with (
         aiohttp.ClientSession() as session,
@@ -120,8 +131,9 @@ async def test_an_application_can_be_found_for_exactly_as_long_as_it_is_ready(st
     _, registry = await stage.registry()
     async with shop(stage) as application:
         application.ready = False
-        sidecar = await stage.gateway("sidecar", **in_front(application, registry, free_port()))
-        gateway = await peer(stage, registry)
+        sidecar, gateway = await asyncio.gather(
+            stage.gateway("sidecar", **in_front(application, registry, free_port())), peer(stage, registry)
+        )
         async with gateway.events() as seen, sidecar.events() as said:
             asked = application.asked
             async with asyncio.timeout(PATIENCE):
@@ -160,6 +172,7 @@ async def test_an_application_can_be_found_for_exactly_as_long_as_it_is_ready(st
             assert metrics[f"holdfast_registered{{{labels}}}"] == 0
             await application.open()
             await gateway.ready(SERVICE, "one")
+            await until(lambda: _is(readyz(sidecar), (200, [])))
             assert (await sidecar.metrics())[f"holdfast_registered{{{labels}}}"] == 1
 
 
@@ -271,6 +284,33 @@ async def _has(registry: Registry, what: str) -> bool:
 async def _text(client: aiohttp.ClientSession, url: str) -> str:
     async with client.get(url) as answer:
         return await answer.text()
+
+
+async def test_the_last_calls_of_an_application_get_through(stage: Stage) -> None:
+    registry = Registry()
+    address = await stage.serve(registry.application())
+    async with shop(stage) as application:
+        port = free_port()
+        config = in_front(application, f"http://{address}", port, settle="100ms", outlive="15s")
+        sidecar = await stage.gateway("sidecar", **config, shutdown="20s")
+        async with sidecar.events() as said:
+            await said.until(lambda event: event["kind"] == "registered")
+        outcomes: list[tuple[float, str]] = []
+        knocking = asyncio.create_task(knock(f"http://127.0.0.1:{port}/", outcomes))
+        sidecar.child.signal(signal.SIGTERM)
+        await until(lambda: _has(registry, "deregister"))
+        await until(lambda: _after(outcomes, registry.at("deregister") + 0.6))
+        assert {outcome for _, outcome in outcomes} == {"200 one"}
+        ended = time.monotonic()
+        await application.close()
+        assert await sidecar.child.ended() == 0
+        await knocking
+        assert time.monotonic() - ended < 5
+
+
+async def _after(outcomes: list[tuple[float, str]], moment: float) -> bool:
+    await asyncio.sleep(0.01)
+    return outcomes[-1][0] > moment
 
 
 async def test_a_second_sigterm_cuts(stage: Stage) -> None:
@@ -392,16 +432,17 @@ class Visitors:
 async def test_five_rolling_restarts_of_pairs_fail_no_request(stage: Stage) -> None:
     _, registry = await stage.registry()
     async with AsyncExitStack() as stack:
-        pairs: list[tuple[Shop, Gateway]] = []
 
         async def pair(number: int) -> tuple[Shop, Gateway]:
             application = await stack.enter_async_context(shop(stage, f"shop-{number}"))
             config = in_front(application, registry, free_port())
             return application, await stage.gateway(f"sidecar-{number}", **config)
 
-        pairs = [await pair(1)]
         # No retries: whoever is refused counts.
-        gateway = await peer(stage, registry, retry={"attempts": 0}, balance="round_robin")
+        first, gateway = await asyncio.gather(
+            pair(1), peer(stage, registry, retry={"attempts": 0}, balance="round_robin")
+        )
+        pairs = [first]
         await gateway.ready(SERVICE, "shop-1")
         visitors = Visitors(gateway.url)
         async with visitors.visiting(4), gateway.events() as seen:
@@ -421,13 +462,13 @@ async def test_five_rolling_restarts_of_pairs_fail_no_request(stage: Stage) -> N
 
 
 async def test_an_upgrade_takes_the_entry_along(stage: Stage) -> None:
-    _, registry = await stage.registry()
+    gateway = await hub(stage)
+    registry = gateway.registry
     dynasty = Dynasty(stage)
     try:
         async with shop(stage) as application:
             config = in_front(application, registry, free_port(), ttl="1s")
             sidecar = await dynasty.gateway(**config)
-            gateway = await peer(stage, registry)
             await gateway.ready(SERVICE, "one")
             async with gateway.events() as seen:
                 await dynasty.upgrade(sidecar)
@@ -454,10 +495,9 @@ async def test_an_upgrade_takes_the_entry_along(stage: Stage) -> None:
 
 
 async def test_a_reload_changes_what_is_told_of_it(stage: Stage) -> None:
-    _, registry = await stage.registry()
+    gateway = await hub(stage)
     async with shop(stage) as application:
-        sidecar = await stage.gateway("sidecar", **in_front(application, registry, free_port()))
-        gateway = await peer(stage, registry)
+        sidecar = await stage.gateway("sidecar", **in_front(application, gateway.registry, free_port()))
         await gateway.ready(SERVICE, "one")
         async with gateway.events() as seen, sidecar.events() as said:
             section = sidecar.config["register"]
