@@ -158,6 +158,8 @@ class ApiServer:
         self._running = asyncio.Event()
         self._running.set()
         self._runner: web.AppRunner | None = None
+        self._connections: set[asyncio.Transport] = set()
+        """Those with a request that is being answered."""
 
     # -- the process ------------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class ApiServer:
         app.router.add_get(path + "/{name}", self._one)
         app.router.add_put(path + "/{name}", self._replace)
         app.router.add_delete(path + "/{name}", self._delete)
-        self._runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.05, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True)
         await site.start()
@@ -182,6 +184,8 @@ class ApiServer:
         if (runner := self._runner) is not None:
             self._runner = None
             self.break_watches()
+            for transport in self._connections:
+                transport.abort()
             await runner.cleanup()
 
     def freeze(self) -> None:
@@ -256,14 +260,19 @@ class ApiServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         self.asked.append(request)
-        await self._running.wait()
+        assert isinstance(request.transport, asyncio.Transport)
+        transport = request.transport
+        self._connections.add(transport)
         try:
+            await self._running.wait()
             if self.answer is not None and (given := await self.answer(request)) is not None:
                 return given
             self._authorize(request)
             return await handler(request)
         except Refused as refused:
             return web.json_response(refused.status, status=refused.code)
+        finally:
+            self._connections.discard(transport)
 
     def _authorize(self, request: web.Request) -> None:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
