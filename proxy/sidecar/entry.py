@@ -128,7 +128,7 @@ class Entry:
         await asyncio.gather(*(seat.renew() for seat in self.seats))
 
     async def outlive(self, limit: float) -> None:
-        """Wait until the application accepts nothing any more, as its section says, at most `limit` seconds."""
+        """Wait until the application accepts nothing any more, if its section wants that; `limit` in seconds."""
         app = app_instance(self.section)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(self.section.outlive, limit))):
