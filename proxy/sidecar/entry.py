@@ -128,7 +128,7 @@ class Entry:
         await asyncio.gather(*(seat.renew() for seat in self.seats))
 
     async def outlive(self, limit: float) -> None:
-        """Wait until the application accepts nothing any more, if its section wants that; `limit` in seconds."""
+        """Wait until the application has ended, for as long as its section says, within `limit` seconds."""
         app = app_instance(self.section)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(self.section.outlive, limit))):
