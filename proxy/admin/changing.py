@@ -177,7 +177,7 @@ class Changing:
             control.depart(departures, None)
 
         view = self._change(request, "undrain", change, lambda endpoint: endpoint.state.value)
-        if view.state == "draining":
+        if view.state is State.DRAINING:
             raise Refused(409, "wrong_state", f"{view.id} is still marked as draining in its registry")
         return view
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from config.schema import Capacity, Duration, Limit
+from discovery.model import Status
+from proxy.endpoint import State
 
 
 class View(BaseModel):
@@ -37,9 +39,9 @@ class InstanceView(View):
     service: str
     id: str
     address: str
-    state: Literal["starting", "ready", "unhealthy", "ejected", "draining", "gone"]
-    registry: Literal["up", "draining", "down"]
-    """What its registry says of it."""
+    state: State
+    registry: Status
+    """What its registry says of it; `doubtful`: it is not believed that the instance is gone."""
     version: str
     backup: bool
     metadata: dict[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from discovery.model import Status
 from proxy.endpoint import State
 from proxy.metrics import record
 
@@ -401,3 +403,13 @@ async def test_answers_have_the_members_that_openapi_promises(api, path, schema)
                 check(value[name], member)
 
     check(answer, {"$ref": f"#/components/schemas/{schema}"})
+
+
+async def test_every_state_and_status_can_be_shown(control, api):
+    table = control.plane.table
+    for state in State:
+        for status in Status:
+            endpoint = table.find("web", "a")
+            endpoint.state, endpoint.instance = state, replace(endpoint.instance, status=status)
+            answer = await (await api.get("/v1/services/web/instances/a")).json()
+            assert (answer["state"], answer["registry"]) == (state.value, status.value)
