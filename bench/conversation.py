@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import aiohttp
 
@@ -196,11 +197,7 @@ def _told(error: BaseException) -> str:
 async def request_on(
     session: aiohttp.ClientSession, url: str, rate: float, stop: asyncio.Event, books: Books
 ) -> None:
-    """GETs, so many a second, however slowly they are answered.
-
-    The client is aiohttp's: like every browser it asks once more when a kept-alive connection turns out to be
-    closed before a byte of the answer (RFC 9112 section 9.3.1), which no proxy can prevent.
-    """
+    """GETs, so many a second, however slowly they are answered. The session has to have `noting_reuse`."""
     started = time.monotonic()
     number = 0
     async with asyncio.TaskGroup() as group:
@@ -208,20 +205,45 @@ async def request_on(
             now = time.monotonic()
             due = started + number / rate
             if due <= now:
-                group.create_task(_ask(session, f"{url}?n={number}", books))
+                group.create_task(ask(session, f"{url}?n={number}", books))
                 number += 1
             else:
                 await asyncio.sleep(due - now)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, books: Books) -> None:
+def noting_reuse() -> aiohttp.TraceConfig:
+    """Notes of each request, in its `trace_request_ctx`, whether its last connection had been used before."""
+
+    async def reused(session: object, context: SimpleNamespace, params: object) -> None:
+        context.trace_request_ctx["reused"] = True
+
+    async def created(session: object, context: SimpleNamespace, params: object) -> None:
+        context.trace_request_ctx["reused"] = False
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(reused)
+    trace.on_connection_create_end.append(created)
+    return trace
+
+
+async def ask(session: aiohttp.ClientSession, url: str, books: Books) -> None:
+    """One GET. As a browser does, it asks again when a kept-alive connection turns out to be closed before a
+    byte of the answer, until it has a new one (RFC 9112 section 9.3.1): no proxy can prevent that.
+    """
     began = time.monotonic()
-    try:
-        async with session.get(url) as response:
-            await response.read()
-            books.answered(response.status, time.monotonic() - began)
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        books.failed(_told(error))
+    while True:
+        connection = {"reused": False}
+        try:
+            async with session.get(url, trace_request_ctx=connection) as response:
+                await response.read()
+                books.answered(response.status, time.monotonic() - began)
+        except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            if connection["reused"]:
+                continue
+            books.failed(_told(error))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            books.failed(_told(error))
+        return
 
 
 async def watch_time(books: Books) -> None:

@@ -34,6 +34,7 @@ from bench.conversation import (
     PATIENCE,
     Books,
     Client,
+    noting_reuse,
     request_on,
     summary,
     watch_time,
@@ -158,7 +159,9 @@ async def play(operator: Operator, ground: Ground, fleet: Fleet, load: Load) -> 
     url = f"http://127.0.0.1:{ground.port}"
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with (
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), timeout=timeout) as asking,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=64), timeout=timeout, trace_configs=[noting_reuse()]
+        ) as asking,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as chatting,
     ):
         clients = [Client(number, f"{url}/ws", chatting, books) for number in range(load.clients)]

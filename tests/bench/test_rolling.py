@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +13,7 @@ import pytest
 
 from bench import report
 from bench.children import BenchError, Cores, free_ports
-from bench.conversation import Books, Client, Conversation, summary
+from bench.conversation import Books, Client, Conversation, ask, noting_reuse, summary
 from bench.operators import Ground, Operator, all_operators
 from bench.rolling import BEGIN, DOCUMENT, END, Fleet, Load, cell, choose, remarks, schedule, table
 
@@ -184,3 +185,29 @@ async def test_a_killed_instance_starts_again_in_its_place(tmp_path: Path) -> No
         await fleet.ended(0)
         fleet.start(0)
         await fleet.ready(0)
+
+
+@pytest.mark.parametrize("when", ["kept alive", "new"])
+async def test_a_request_is_asked_again_only_when_its_connection_had_been_used_before(when: str) -> None:
+    answered = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered
+        await reader.readuntil(b"\r\n\r\n")
+        if when == "kept alive":
+            answered += 1
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            with suppress(asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    books = Books()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server, aiohttp.ClientSession(trace_configs=[noting_reuse()]) as session:
+        for _ in range(3):
+            await ask(session, url, books)
+    if when == "new":
+        assert len(books.failures) == books.requests == 3
+    else:
+        assert (books.failures, books.requests, answered) == ([], 3, 3)
