@@ -1,6 +1,7 @@
-"""File descriptors: as many as the system grants, and never so many clients that none are left for instances.
+"""File descriptors: as many as the system grants, and never so many clients that none is left for instances.
 
-A process without descriptors cannot say why it refuses; one that stops a little earlier can. See getrlimit(2).
+A process without descriptors cannot say why it refuses; one that stops a little earlier can. See
+getrlimit(2).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ DISCOVERY = Path(__file__).parents[2] / "discovery"
 FILES = sorted(DISCOVERY.rglob("*.py"))
 WALL = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "time.localtime", "time.gmtime"}
 ALLOWED = {"embedded/server.py": {"time.time_ns"}}
-"""Where an index begins: it only has to be above that of an earlier process, and is not compared with time."""
+"""Where an index begins: it only has to be above that of an earlier process, and is compared with no time."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DISCOVERY)))

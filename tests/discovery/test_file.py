@@ -190,5 +190,5 @@ def test_json_is_read_as_the_yaml_that_it_is() -> None:
 
 
 def test_a_service_that_is_there_twice_is_no_service_of_either() -> None:
-    with pytest.raises(RegistryError, match="1:40: services.chat: is given twice"):
+    with pytest.raises(RegistryError, match=r"1:40: services\.chat: is given twice"):
         parse(b'{"services": {"chat": ["10.0.0.1:80"], "chat": ["10.0.0.2:80"]}}')
