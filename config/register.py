@@ -80,7 +80,8 @@ class Notify(Model):
 
 
 class Register(Model):
-    """Enters an application beside this process in the registries, once and for as long as it is ready."""
+    """Enters an application beside this process in the registries, once and for as long as it is ready. In
+    Kubernetes, which makes entries itself, it answers readiness for it."""
 
     service: Name
     """Name of the service that it is an instance of."""

@@ -80,6 +80,11 @@ class Entry:
         self._reaching: asyncio.Task[None] | None = None
 
     @property
+    def known(self) -> bool:
+        """Whether others may come: by a registry that has the entry, or by the readiness answered here."""
+        return any(seat.known for seat in self.seats) or (not self.seats and self.app_ready)
+
+    @property
     def app_ready(self) -> bool:
         """Whether the application counts as ready."""
         return self._streak.ready
@@ -189,7 +194,8 @@ class Entry:
 
     def _seat_changed(self) -> None:
         shown = [seat.place.name for seat in self.seats if seat.confirmed]
-        if self.app_ready and not self.up and shown and all(seat.settled for seat in self.seats):
+        found = bool(shown or not self.seats) and all(seat.settled for seat in self.seats)
+        if self.app_ready and not self.up and found:
             self.up = True
             self._notify(NotifyOn.UP, "", shown)
 

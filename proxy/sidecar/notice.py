@@ -64,9 +64,9 @@ def sentence(notice: Notice) -> str:
     instance = notice.instance
     version = f", version {instance.version}" if instance.version else ""
     what = f"{instance.service} {instance.id} ({instance.address}{version})"
-    where = ", ".join(notice.registries)
+    where = f" in {', '.join(notice.registries)}" if notice.registries else ""
     if notice.event is NotifyOn.UP:
-        return f"holdfast: {what} is up in {where}"
+        return f"holdfast: {what} is up{where}"
     return f"holdfast: {what} is down: {notice.reason}"
 
 

@@ -149,7 +149,7 @@ class Sidecar:
         began = self._clock()
         await self._settle_changes()
         entries = list(self._entries.values())
-        known = any(seat.known for entry in entries for seat in entry.seats)
+        known = any(entry.known for entry in entries)
         if settle is None:
             settle = max((entry.section.settle for entry in entries), default=0.0) if known else 0.0
         if entries:

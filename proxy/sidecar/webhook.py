@@ -85,13 +85,14 @@ class Webhook:
 
     async def _send_all(self) -> None:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            while self._queue:
-                if await self._send(session, self._queue[0]):
-                    self.sent += 1
-                else:
-                    self.lost += 1
-                self._queue.popleft()
+        while self._queue:  # once more, when something has come while the session was being closed
+            async with aiohttp.ClientSession(timeout=timeout) as session:
+                while self._queue:
+                    if await self._send(session, self._queue[0]):
+                        self.sent += 1
+                    else:
+                        self.lost += 1
+                    self._queue.popleft()
 
     async def _send(self, session: aiohttp.ClientSession, notice: Notice) -> bool:
         wrong = ""

@@ -24,7 +24,7 @@ def config(text: str) -> Config:
             "1:1: register: there is no registry that takes entries (embedded, consul, etcd, nacos)",
         ),
         (
-            f"registry: [{{kind: dns, domain: x}}, {{kind: kubernetes}}]\nregister: [{{{SHOP}}}]",
+            f"registry: [{{kind: dns, domain: x}}, {{kind: file, path: f}}]\nregister: [{{{SHOP}}}]",
             "2:12: register[0]: there is no registry that takes entries (embedded, consul, etcd, nacos)",
         ),
         (
@@ -85,6 +85,10 @@ def test_one_section_needs_no_list_and_little_else() -> None:
     (section,) = config(f"{CONSUL}register: {{{SHOP}, ready: {{path: none}}}}").register
     assert (section.service, str(section.app), section.ready.path) == ("shop", ":8000", None)
     assert config(f"{CONSUL}register: none").register == ()
+
+
+def test_kubernetes_enters_by_itself_what_answers_that_it_is_ready() -> None:
+    assert len(config(f"registry: {{kind: kubernetes}}\nregister: {{{SHOP}}}").register) == 1
 
 
 def test_a_webhooks_url_is_a_secret() -> None:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -367,6 +368,20 @@ async def test_nobody_settles_for_what_was_never_entered(pod: Pod) -> None:
     await one.close()
 
 
+async def test_without_a_registry_it_answers_for_the_application(pod: Pod) -> None:
+    heard: list[str] = []
+    one = Sidecar([], lambda kind, **facts: heard.append(kind))
+    await one.start([pod.section(id="a", settle="200ms")])
+    assert one.unready() == ["the application of shop is not ready: it was not asked yet"]
+    await until(lambda: up(one))
+    assert one.unready() == []
+    began = asyncio.get_running_loop().time()
+    await one.leave(5.0)
+    assert asyncio.get_running_loop().time() - began > 0.19, "whoever saw it ready still comes"
+    assert heard == ["app_ready", "leaving"]
+    await one.close()
+
+
 async def test_sections_are_changed_in_place_or_entered_anew(pod: Pod) -> None:
     one = pod.process()
     await one.start([pod.section(id="a")])
@@ -500,6 +515,28 @@ async def test_a_receiver_that_fails_is_asked_again_a_few_times(
     assert {path for path, _ in made.heard} == {"/hook?access_token=s3cr3t"}, "a redirect was followed"
     assert "127.0.0.1 could not be told that shop-1 is down: status 500" in caplog.text
     assert "s3cr3t" not in caplog.text
+
+
+async def test_what_comes_while_the_connection_is_being_closed_is_sent_too(
+    receiver: tuple[Receiver, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = receiver
+    closing, close = asyncio.Event(), asyncio.Event()
+    really = aiohttp.ClientSession.close
+
+    async def closed(session: aiohttp.ClientSession) -> None:
+        closing.set()
+        await close.wait()
+        await really(session)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "close", closed)
+    hook = webhook(url)
+    hook.post(UP)
+    await closing.wait()
+    hook.post(DOWN)
+    close.set()
+    await until(lambda: hook.sent == 2)
+    await hook.close(5.0)
 
 
 async def test_a_receiver_that_is_away_or_silent_holds_nobody_up(
