@@ -51,7 +51,8 @@ class Remote(RegistrarBackend):
         return ConsulRegistrar(f"http://{self._address}", ttl=0.5 if brief else 30.0)
 
     async def put_many(self, instances: Sequence[Instance]) -> None:
-        await in_parallel(self.registrar, instances)
+        # Wide: what comes together is written to disk together.
+        await in_parallel(self.registrar, instances, width=100)
 
     async def forget(self) -> None:
         await self.kill()
