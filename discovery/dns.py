@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -28,8 +29,18 @@ LITTLE = 100
 """A weight of 0 is so many times less than 1: "a very small chance of being selected" (RFC 2782)."""
 
 _FAMILIES: tuple[tuple[Kind, int], ...] = (("A", 4), ("AAAA", 6))
-_Found = tuple[tuple[Instance, ...] | None, float | None]
-"""What a name has, None when there is no such name; and for how many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a name has."""
+
+    instances: tuple[Instance, ...] | None = None
+    """None: there is no such name."""
+    refused: tuple[str, ...] = ()
+    ttl: float | None = None
+    """Seconds until it is over."""
+
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -90,18 +101,17 @@ class DnsWatcher:
         while True:
             ttl = None
             try:
-                instances, ttl = await self._ask(resolver, service)
+                found = await self._ask(resolver, service)
             except RegistryError as error:
                 answers.put_nowait((service, error))
             except Exception as error:
                 answers.put_nowait((service, RegistryError(f"{service}: {type(error).__name__}: {error}")))
             else:
                 # That there is no such name says that its instances went only if it was there before.
-                seen = seen or instances is not None
-                at = self._clock()
-                answers.put_nowait(
-                    (service, Update(service, () if seen and instances is None else instances, at, self.kind))
-                )
+                seen = seen or found.instances is not None
+                told = () if seen and found.instances is None else found.instances
+                answers.put_nowait((service, Update(service, told, self._clock(), self.kind, found.refused)))
+                ttl = found.ttl
             await asyncio.sleep(self._pause(ttl))
 
     def _pause(self, ttl: float | None) -> float:
@@ -126,23 +136,26 @@ class DnsWatcher:
         hosts = {host for answer in known for host in answer.addresses}
         found = [Instance(service, str(Address(host, port)), host, port) for host in hosts]
         ttl = min((answer.ttl for answer in known if answer.ttl is not None), default=None)
-        return (_ordered(found) if known else None), ttl
+        return _Found(_ordered(found) if known else None, ttl=ttl)
 
 
 async def _services(resolver: Resolver, service: str, name: str) -> _Found:
     answer = await _known(resolver, name, "SRV")
     if answer is None:
-        return None, None
+        return _Found()
     # A target of "." says that the service is decidedly not there (RFC 2782).
-    targets = [target for target in answer.targets if target.name and target.port]
+    targets = [target for target in answer.targets if target.name]
     places = await _places(resolver, {target.name for target in targets}, answer.brought)
     found: dict[str, Instance] = {}
+    refused = []
     for target, weight, backup in _weighed(targets):
         host, id = places[target.name], f"{target.name}:{target.port}"
-        if host is not None and id not in found:
+        if host is None or not target.port:
+            refused.append(f"{id}: {'no address' if target.port else 'no port'}")
+        elif id not in found:
             metadata = {"backup": "true"} if backup else {}
             found[id] = instance_from(service, id, host, target.port, metadata, weight=weight)
-    return _ordered(found.values()), answer.ttl
+    return _Found(_ordered(found.values()), tuple(refused), answer.ttl)
 
 
 async def _places(

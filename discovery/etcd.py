@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,17 +46,40 @@ class _Service:
     key: bytes
     """What its keys begin with."""
     instances: dict[bytes, Instance] = field(default_factory=dict)
+    refused: dict[bytes, str] = field(default_factory=dict)
+    """Keys whose value makes no sense, and why. What such a key said before holds, if it ever said something:
+    that it is there says that its instance is."""
     seen: bool = False
     """There was a key since the watch began: only then has etcd told that they went. It keeps no names of
     services, and one without keys is like one that nobody has heard of."""
 
-    def update(self, at: float) -> Update:
-        found: dict[str, Instance] = {}
-        for key in sorted(self.instances):
-            # Two keys can be the same id when one was written by hand.
-            found.setdefault(self.instances[key].id, self.instances[key])
-        ordered = tuple(found[id] for id in sorted(found))
-        return Update(self.name, ordered if self.seen else None, at, EtcdWatcher.kind)
+    def update(self, at: float, *, read: bool = False) -> Update:
+        """`read`: everything was read, and keys that cannot be understood may be instances known before."""
+        ordered = tuple(sorted(self.instances.values(), key=lambda instance: instance.id))
+        unknown = self.refused.keys() - self.instances.keys()
+        told = ordered if self.seen and (ordered or not unknown) else None
+        refused = tuple(self.refused.values())
+        return Update(self.name, told, at, EtcdWatcher.kind, refused, partial=read and bool(unknown))
+
+    def put(self, kv: Json) -> None:
+        key = decode(kv["key"])
+        self.seen = True
+        try:
+            self.instances[key] = instance_of(self.name, key[len(self.key) :], decode(kv.get("value", "")))
+        except ValueError as error:
+            self.refused[key] = f"{key.decode(errors='replace')}: {error}"
+        else:
+            self.refused.pop(key, None)
+
+    def drop(self, key: bytes) -> None:
+        self.instances.pop(key, None)
+        self.refused.pop(key, None)
+
+    def replace(self, found: list[Json]) -> None:
+        for key in (self.instances.keys() | self.refused.keys()) - {decode(kv["key"]) for kv in found}:
+            self.drop(key)
+        for kv in found:
+            self.put(kv)
 
 
 class EtcdWatcher:
@@ -79,8 +102,6 @@ class EtcdWatcher:
         self._clock = clock
         self._random = rng or random.Random()
         self._members = Members(registry.address)
-        self._garbage: dict[bytes, str] = {}
-        """Keys that were complained of, with the revision of their value."""
 
     async def watch(self, services: frozenset[str]) -> AsyncIterator[Update]:
         """Raises `RegistryError` when etcd does not answer, refuses, or is another one than before."""
@@ -92,7 +113,7 @@ class EtcdWatcher:
             while True:
                 begun = self._clock()
                 for service in known:
-                    yield service.update(begun)
+                    yield service.update(begun, read=True)
                 async with aclosing(self._follow(client, known, revision + 1)) as changes:
                     async for update in changes:
                         yield update
@@ -125,14 +146,8 @@ class EtcdWatcher:
                 revision = revision or int(answer["header"]["revision"])
                 for service, response in zip(batch, answer["responses"], strict=True):
                     page = response["response_range"]
-                    self._replace(service, await _whole(client, service, page, revision))
+                    service.replace(await _whole(client, service, page, revision))
         return cluster, revision
-
-    def _replace(self, service: _Service, found: list[Json]) -> None:
-        for key in service.instances.keys() - {decode(kv["key"]) for kv in found}:
-            self._drop(service, key)
-        for kv in found:
-            self._put(service, kv)
 
     # -- what changes -----------------------------------------------------------------------------------
 
@@ -141,8 +156,8 @@ class EtcdWatcher:
     ) -> AsyncGenerator[Update, None]:
         """Yields changes until everything has to be read again."""
         due = self._clock() + self._registry.resync * self._random.uniform(0.9, 1.0)
-        by_watch = dict(enumerate(known, 1))
-        async with client.stream("/v3/watch", _watches(by_watch, revision)) as stream:
+        changes = _Changes(self._registry.prefix, known)
+        async with client.stream("/v3/watch", changes.request(revision)) as stream:
             while (left := due - self._clock()) > 0:
                 try:
                     async with asyncio.timeout(min(left, self._pulse)):
@@ -156,43 +171,47 @@ class EtcdWatcher:
                         _log.info("registry etcd: revision %d is compacted; reading anew", revision)
                         return
                     with _plausible():
-                        service = self._apply(by_watch, message)
-                    if service is not None:
+                        changed = changes.take(message)
+                    for service in changed:
                         yield service.update(at)
 
-    def _apply(self, known: Mapping[int, _Service], message: Json) -> _Service | None:
-        """Takes the events of one message. Returns the service when it is whole again."""
+
+class _Changes:
+    """One watch for all services, and what it tells of each.
+
+    One, because over HTTP/1.1 etcd reads no more of a request once it has begun to answer: of several watches
+    asked for in one stream, some are never made, and nothing tells of it. So it spans what lies between the
+    services, too.
+    """
+
+    def __init__(self, prefix: str, services: Sequence[_Service]) -> None:
+        self._root = len(prefix.rstrip("/").encode()) + 1
+        self._services = {service.key: service for service in services}
+        self._changed: dict[bytes, _Service] = {}
+
+    def request(self, revision: int) -> bytes:
+        first, last = min(self._services), max(self._services)
+        watch = _range(first, last, start_revision=revision, fragment=True, progress_notify=True)
+        return orjson.dumps({"create_request": watch}) + b"\n"
+
+    def take(self, message: Json) -> list[_Service]:
+        """Takes the events of one message. Returns the services that changed, once they are whole."""
         if message.get("canceled"):
             raise RegistryError(f"the watch was refused: {message.get('cancel_reason')}")
-        events = message.get("events")
-        if not events:
-            return None
-        service = known[int(message["watch_id"])]
-        for event in events:
+        for event in message.get("events", ()):
+            key = decode(event["kv"]["key"])
+            service = self._services.get(key[: key.find(b"/", self._root) + 1])
+            if service is None:
+                continue
             if event.get("type") == "DELETE":
-                self._drop(service, decode(event["kv"]["key"]))
+                service.drop(key)
             else:
-                self._put(service, event["kv"])
-        return None if message.get("fragment") else service
-
-    def _put(self, service: _Service, kv: Json) -> None:
-        key = decode(kv["key"])
-        service.seen = True
-        try:
-            instance = instance_of(service.name, key[len(service.key) :], decode(kv.get("value", "")))
-        except ValueError as error:
-            # Its key says that it is alive; so what it said last holds, if it ever said something.
-            if self._garbage.get(key) != kv["mod_revision"]:
-                self._garbage[key] = kv["mod_revision"]
-                kept = "what it said before holds" if key in service.instances else "it is left out"
-                _log.warning("registry etcd: %s: %s; %s", key.decode(errors="replace"), error, kept)
-        else:
-            self._garbage.pop(key, None)
-            service.instances[key] = instance
-
-    def _drop(self, service: _Service, key: bytes) -> None:
-        service.instances.pop(key, None)
-        self._garbage.pop(key, None)
+                service.put(event["kv"])
+            self._changed[service.key] = service
+        if message.get("fragment"):
+            return []
+        changed, self._changed = list(self._changed.values()), {}
+        return changed
 
 
 async def _whole(client: EtcdClient, service: _Service, page: Json, revision: int) -> list[Json]:
@@ -215,12 +234,3 @@ def _plausible() -> Iterator[None]:
 
 def _range(begin: bytes, service: bytes, **options: Any) -> Json:
     return {"key": encode(begin), "range_end": encode(range_end(service)), **options}
-
-
-def _watches(services: Mapping[int, _Service], revision: int) -> bytes:
-    """A watch for each service, in one stream: the gateway takes any number of requests in one body."""
-    asked: Json = {"start_revision": revision, "fragment": True, "progress_notify": True}
-    return b"".join(
-        orjson.dumps({"create_request": _range(service.key, service.key, watch_id=number, **asked)}) + b"\n"
-        for number, service in services.items()
-    )

@@ -88,8 +88,10 @@ async def test_targets_without_an_address_along_are_asked_for(server: NameServer
         Record("both.test", "A", "10.0.0.2"),
         Record("none.test", "TXT", "x"),
     ]
-    found = await first(server)
-    assert {i.id: i.address for i in found or ()} == {
+    async with aclosing(watcher(server).watch(CHAT)) as stream:
+        update = await following(stream)
+    assert update.refused == ("none.test:80: no address",)
+    assert {i.id: i.address for i in update.instances or ()} == {
         "v4.test:80": "10.0.0.1:80",
         "v6.test:80": "[fd00::1]:80",
         "both.test:80": "10.0.0.2:80",

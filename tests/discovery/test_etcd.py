@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from config.registries import EtcdRegistry
 from discovery.build import make_registrar, make_watcher
 from discovery.etcd import EtcdWatcher
-from discovery.etcd_client import EtcdClient, Members, encode
+from discovery.etcd_client import EtcdClient, Members, decode, encode
 from discovery.etcd_entry import instance_key, instance_of, range_end, service_key, value_of
 from discovery.etcd_registrar import EtcdRegistrar
 from discovery.model import Instance, RegistryError, Status, Update
@@ -36,10 +36,10 @@ def ids(update: Update) -> list[str] | None:
     return None if update.instances is None else [i.id for i in update.instances]
 
 
-def put(id: str, revision: int = 7, value: str = VALUE) -> dict[str, Any]:
+def put(id: str, value: str = VALUE) -> dict[str, Any]:
     kv = {
         "key": encode(f"{KEY}{id}".encode()),
-        "mod_revision": str(revision),
+        "mod_revision": "7",
         "value": encode(value.encode()),
     }
     return {"kv": kv}
@@ -50,7 +50,7 @@ def delete(id: str) -> dict[str, Any]:
 
 
 def message(*events: dict[str, Any], **facts: Any) -> bytes:
-    result = {"header": {"revision": "8"}, "watch_id": "1", "events": events, **facts}
+    result = {"header": {"revision": "8"}, "events": events, **facts}
     return json.dumps({"result": result}).encode() + b"\n"
 
 
@@ -59,13 +59,15 @@ class Gateway:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
+        self.value = VALUE
+        self.services = 1
         self.revision = 5
         self.cluster = "1"
         self.answer: Callable[[], web.Response] = self._read
         self.watch: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.reads = 0
         self.asked: list[dict[str, Any]] = []
-        """The first request of each watch."""
+        """The request of each watch."""
         self.url = ""
 
     @asynccontextmanager
@@ -85,8 +87,9 @@ class Gateway:
         return {"cluster_id": self.cluster, "revision": str(self.revision)}
 
     def _read(self) -> web.Response:
-        kvs = [put(id)["kv"] for id in self.keys]
-        body = {"header": self._header(), "responses": [{"response_range": {"kvs": kvs}}]}
+        kvs = [put(id, self.value)["kv"] for id in self.keys]
+        responses = [{"response_range": {"kvs": kvs}}] * self.services
+        body = {"header": self._header(), "responses": responses}
         return web.json_response(body)
 
     async def _txn(self, request: web.Request) -> web.Response:
@@ -97,7 +100,7 @@ class Gateway:
         return web.json_response({"header": self._header()})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(json.loads((await request.text()).splitlines()[0])["create_request"])
+        self.asked.append((await request.json())["create_request"])
         response = web.StreamResponse()
         await response.prepare(request)
         while (data := await self.watch.get()) is not None:
@@ -132,6 +135,18 @@ async def test_a_silent_watch_of_a_living_server_is_made_up_for_by_reading_anew(
     assert [a["start_revision"] for a in gateway.asked][:2] == [6, 10]
 
 
+async def test_what_cannot_be_read_any_more_keeps_what_it_said_when_it_is_read_anew(gateway: Gateway) -> None:
+    gateway.keys = ["a", "b"]
+    async with aclosing(gateway.watcher(resync=0.4).watch(CHAT)) as stream:
+        assert ids(await following(stream)) == ["a", "b"]
+        gateway.value, gateway.keys = "{", ["a", "c"]
+        update = await following(stream)
+        assert (ids(update), len(update.refused), update.partial) == (["a"], 2, True)
+        gateway.keys = ["a"]
+        update = await following(stream)
+        assert (ids(update), len(update.refused), update.partial) == (["a"], 1, False)
+
+
 async def test_a_message_in_fragments_is_one_change(gateway: Gateway) -> None:
     async with aclosing(gateway.watcher().watch(CHAT)) as stream:
         await following(stream)
@@ -139,6 +154,25 @@ async def test_a_message_in_fragments_is_one_change(gateway: Gateway) -> None:
         gateway.watch.put_nowait(message(put("b"), fragment=True))
         gateway.watch.put_nowait(message(put("c")))
         assert ids(await following(stream)) == ["a", "b", "c"]
+
+
+async def test_one_watch_tells_of_all_services_and_of_none_that_is_not_wanted(gateway: Gateway) -> None:
+    def of(service: str, id: str) -> dict[str, Any]:
+        key = encode(f"/holdfast/services/{service}/{id}".encode())
+        return {"kv": {"key": key, "mod_revision": "7", "value": encode(VALUE.encode())}}
+
+    gateway.services = 2
+    async with aclosing(gateway.watcher().watch(frozenset({"chat", "talk"}))) as stream:
+        assert {(await following(stream)).service for _ in range(2)} == {"chat", "talk"}
+        others = [of("chat2", "x"), of("other", "x"), of("cha", "x"), of("talk/deeper", "y")]
+        gateway.watch.put_nowait(message(of("talk", "a"), *others, fragment=True))
+        gateway.watch.put_nowait(message(of("chat", "a")))
+        seen = {u.service: ids(u) for u in [await following(stream), await following(stream)]}
+        assert seen == {"talk": ["a", "deeper/y"], "chat": ["a"]}
+        gateway.watch.put_nowait(message(of("chat", "b")))
+        assert ids(await following(stream)) == ["a", "b"]
+    (asked,) = gateway.asked
+    assert (decode(asked["key"]), decode(asked["range_end"])) == (KEY.encode(), b"/holdfast/services/talk0")
 
 
 async def test_lines_that_come_in_pieces_and_together_are_put_right(gateway: Gateway) -> None:
@@ -242,7 +276,6 @@ async def test_garbage_is_an_error_and_never_an_empty_set(
         (b'{"error": {"grpc_code": 14, "message": "etcdserver: no leader"}}\n', "no leader"),
         (b'{"result": 1}\n', "status 200"),
         (message(canceled=True, cancel_reason="permission denied"), "refused: permission denied"),
-        (message(put("a"), watch_id="17"), "not an answer of etcd's"),
         (message({"kv": {"key": "%"}}), "not an answer of etcd's"),
     ],
 )
