@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from config.registries import NacosRegistry
@@ -97,7 +98,9 @@ class ConnectionRegistrar:
         if connection is None or self._entries.get(instance.service) != instance.id:
             return
         entry = entry_of(instance, _cluster(self._registry))
-        await self._instance(connection, instance.service, "deregisterInstance", entry)
+        # To a server that does not know the connection the entry is gone already.
+        with suppress(Unregistered):
+            await self._instance(connection, instance.service, "deregisterInstance", entry)
         self._entries.pop(instance.service, None)
 
     async def close(self) -> None:

@@ -17,13 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc.aio
 import orjson
 from aiohttp import web
 
 from config.registries import NacosRegistry
 from discovery.nacos.payload import Payload, decode, encode
 from tests.contract.server import free_ports
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+import grpc.aio  # it reads that when it is imported
 
 PUSH_DELAY = 0.01
 """Seconds in which changes are gathered into one push. A real server takes 0.5."""
@@ -105,7 +107,6 @@ class NacosDouble:
 
     async def start(self) -> None:
         """Answers after this; nothing is left of what connections owned before."""
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         self._grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._grpc.add_generic_rpc_handlers((_Handler(self._unary, self._stream),))
         assert self._grpc.add_insecure_port(f"127.0.0.1:{self.grpc_port}")
@@ -129,6 +130,7 @@ class NacosDouble:
             await self._web.cleanup()
         self._grpc = self._web = None
         self.clients.clear()
+        self._dirty.clear()
         for entries in self.registered.values():
             for where in [where for where, entry in entries.items() if entry["ephemeral"]]:
                 del entries[where]
@@ -454,7 +456,7 @@ def _whole(entry: Entry, key: Key) -> Entry:
 
 
 def _fine(**fields: Any) -> Entry:
-    return {"resultCode": 200, "errorCode": 0, "message": None, **fields}
+    return {"resultCode": 200, "errorCode": 0, **fields}
 
 
 def _error(code: int, message: str) -> Entry:
