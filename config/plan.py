@@ -58,6 +58,7 @@ _EFFECTS: tuple[tuple[Steps, Effect], ...] = (
     (("limits",), Effect.NEW_CONNECTIONS),
     (("timeout",), Effect.NEW_CONNECTIONS),
     (("trusted_proxies",), Effect.NEW_CONNECTIONS),
+    (("via",), Effect.NEW_CONNECTIONS),
     (("services", "*", "websocket"), Effect.NEW_CONNECTIONS),
     (("services", "*", "timeout", "connect"), Effect.NEW_CONNECTIONS),
     (("services", "*", "instances", "*", "address"), Effect.DRAINS),

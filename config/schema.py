@@ -330,6 +330,9 @@ class UpstreamTimeout(Model):
     """To accept a connection."""
     response: Positive = 30.0
     """To the response head, from the end of the request."""
+    read: Duration = 300.0
+    """Silence within a response's body; what brings nothing for so long is broken off, after twice as long at
+    the latest. 0: never."""
     idle: Duration = 60.0
     """A pooled connection unused for so long is closed."""
 
@@ -540,6 +543,9 @@ class Config(Model):
     """What one client, and all of them together, may use."""
     trusted_proxies: tuple[Network, ...] = ()
     """Addresses or networks whose X-Forwarded-* are believed."""
+    via: Token | None = None
+    """Name under which the proxy enters itself in the Via of requests, as RFC 9110 section 7.6.3 asks of
+    gateways. Without one it does not: nginx and others do not compress what they answer to such requests."""
     registry: Annotated[tuple[Registry, ...], ONE_OR_MANY] = ()
     """Where instances come from; a single one may be written without the list, and `none` is none. Where two
     tell of the same instance, the first is believed."""

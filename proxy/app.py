@@ -28,6 +28,7 @@ from discovery.watch import Source, Supervisor
 from proxy.accesslog import AccessLog
 from proxy.drain import Drainer
 from proxy.endpoint import State
+from proxy.errors import Reason
 from proxy.events import EventLog
 from proxy.frames import CloseCode
 from proxy.handover import HandoverError
@@ -366,6 +367,8 @@ class App:
             self.events.emit("drain_deadline", clients=len(plane.clients), tunnels=len(plane.sessions))
             for tunnel in plane.sessions:
                 tunnel.abort()
+            for client in tuple(plane.clients):
+                client.cut(Reason.DRAINING)
 
     async def close(self) -> None:
         """End everything that is left."""

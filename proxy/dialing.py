@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import os
 import re
 
 from proxy.choose import choose
 from proxy.endpoint import Endpoint, Lease
 from proxy.errors import ProxyError, Reason
+from proxy.handshake import accept_for as accept_for
 from proxy.head import RequestHead, ResponseHead, parse_request, parse_response
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.table import RouteState
 from proxy.timers import NEVER
 from proxy.upstream import Upstream, connect
 
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-"""RFC 6455 section 1.3."""
 _KEY_OR_TOKEN = re.compile(rb"(?im)^(?:sec-websocket-key|holdfast-resume):[^\r\n]*\r\n")
 _PROTOCOL = b"sec-websocket-protocol"
 _ACCEPT = b"sec-websocket-accept"
@@ -43,11 +41,6 @@ class NobodyError(Exception):
 def chosen_protocol(response: ResponseHead) -> bytes:
     """The subprotocol that an instance has chosen; empty for none."""
     return field_value(response, _PROTOCOL)
-
-
-def accept_for(key: bytes) -> bytes:
-    """What a server answers to a handshake's Sec-WebSocket-Key (RFC 6455 section 4.2.2)."""
-    return base64.b64encode(hashlib.sha1(key + _GUID).digest())
 
 
 def field_value(response: ResponseHead, name: bytes) -> bytes:

@@ -123,7 +123,7 @@ class Downstream(asyncio.Protocol):
 
     def set_peer(self, address: str) -> None:
         """Who is at the other end."""
-        self.peer = Peer(address, self._scheme, is_trusted(address, self.plane.trusted))
+        self.peer = Peer(address, self._scheme, is_trusted(address, self.plane.trusted), self.plane.via)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -134,8 +134,7 @@ class Downstream(asyncio.Protocol):
                 return
             self._buffer += data
             if len(self._buffer) > _AHEAD_MOST:
-                self.hold()
-                # Lifted when this exchange is over and the buffer is read again.
+                self.hold()  # until less is ahead: see _read_on
             return
         if self._stage is _IDLE or self._stage is _HEAD:
             self._buffer = self._buffer + data if self._buffer else data
@@ -177,7 +176,7 @@ class Downstream(asyncio.Protocol):
                 self.await_body()
         elif self._stage is _IDLE:
             plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
-            self._release_holds()
+            self._read_on()
             plane.loop.call_soon(self._resume)
 
     # -- requests ------------------------------------------------------------------------------------------
@@ -202,6 +201,7 @@ class Downstream(asyncio.Protocol):
                 self._refuse(error)
                 return
             if parsed is None:
+                self._release_holds()
                 if self._stage is _IDLE:
                     self._stage = _HEAD
                     plane.wheel.set(self, plane.clock() + plane.header_timeout)
@@ -211,12 +211,15 @@ class Downstream(asyncio.Protocol):
             self._buffer = b""
             self._stage = _BUSY
             self.deadline = NEVER
+            ahead = self._holds
             if self.peer.trusted and head.forwarded:
                 address = client_address(self.peer.address, head.get_all(b"x-forwarded-for"), plane.trusted)
             else:
                 address = self.peer.address
             exchange = self.exchange = Exchange(plane, self, head, address)
             exchange.begin(rest)
+            if ahead and not exchange.request_done:
+                self.unhold()  # all that was ahead belongs to this request's body
             if self._stage is not _IDLE:
                 return
         if self._ended and self._stage is _IDLE:
@@ -232,7 +235,8 @@ class Downstream(asyncio.Protocol):
             return
         self._buffer = rest + self._buffer if rest else self._buffer
         self._stage = _IDLE
-        self._release_holds()
+        if self._holds or len(self._buffer) > _AHEAD_MOST:
+            self._read_on()
         plane = self.plane
         if not self.stalled:
             plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
@@ -266,6 +270,15 @@ class Downstream(asyncio.Protocol):
             self._holds -= 1
             if not self._holds and not self.transport.is_closing():
                 self.transport.resume_reading()
+
+    def _read_on(self) -> None:
+        """No exchange has a reason left for not reading; there is still one while too much was sent ahead."""
+        if len(self._buffer) <= _AHEAD_MOST:
+            self._release_holds()
+        elif self._holds:
+            self._holds = 1
+        else:
+            self.hold()
 
     def _release_holds(self) -> None:
         if self._holds:
@@ -322,6 +335,14 @@ class Downstream(asyncio.Protocol):
         """The proxy is ending: close now when nothing is under way; else the next answer says close."""
         self.leaving = True
         if self._stage in (_IDLE, _HEAD):
+            self.close()
+
+    def cut(self, reason: Reason) -> None:
+        """See `proxy.plane.Client`."""
+        self.leaving = True
+        if self.exchange is not None:
+            self.exchange.cut_short(reason)
+        elif self._stage is not _LINGER:
             self.close()
 
     def _linger(self) -> None:

@@ -28,6 +28,8 @@ class Reason(Enum):
     EXPECTATION_FAILED = ("expectation_failed", 417, Side.CLIENT, "only 100-continue can be expected")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, Side.CLIENT, "this method is not served here")
     UNSUPPORTED_CODING = ("unsupported_coding", 501, Side.CLIENT, "only the chunked coding is understood")
+    UPGRADE_REQUIRED = ("upgrade_required", 426, Side.CLIENT, "only version 13 of WebSocket is spoken")
+    LAST_HOP = ("last_hop", 200, Side.CLIENT, "Max-Forwards lets this request go no further")
     UNSUPPORTED_VERSION = ("unsupported_version", 505, Side.CLIENT, "only HTTP/1.0 and HTTP/1.1 are spoken")
     CLIENT_GONE = ("client_gone", 499, Side.CLIENT, "the client closed the connection")
     CLIENT_STALLED = ("client_stalled", 499, Side.CLIENT, "the client stopped reading")
@@ -67,12 +69,14 @@ class ProxyError(Exception):
 
 
 _PHRASES = {
+    200: b"OK",
     400: b"Bad Request",
     404: b"Not Found",
     405: b"Method Not Allowed",
     408: b"Request Timeout",
     414: b"URI Too Long",
     417: b"Expectation Failed",
+    426: b"Upgrade Required",
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     501: b"Not Implemented",
@@ -104,8 +108,10 @@ def error_response(
         b"Content-Type: application/json",
         b"Content-Length: %d" % len(body),
     ]
-    if reason is Reason.METHOD_NOT_ALLOWED:  # RFC 9110 15.5.6
+    if reason is Reason.METHOD_NOT_ALLOWED or reason is Reason.LAST_HOP:  # RFC 9110 15.5.6, 9.3.7
         lines.append(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE")
+    if reason is Reason.UPGRADE_REQUIRED:  # RFC 9110 15.5.22, RFC 6455 4.4
+        lines += [b"Sec-WebSocket-Version: 13", b"Upgrade: websocket", b"Connection: Upgrade"]
     if retry_after is not None:
         lines.append(b"Retry-After: %d" % max(1, -int(-retry_after // 1)))
     if close:

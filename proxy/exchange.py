@@ -19,6 +19,7 @@ from proxy.copying import PlainTunnel
 from proxy.dialing import chosen_protocol
 from proxy.endpoint import Endpoint, Lease
 from proxy.errors import ProxyError, Reason, Side, error_response
+from proxy.handshake import PROTOCOL, check_answer, check_request
 from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead, parse_response
 from proxy.headers import Peer, forward_request, forward_response, prepare_to_move
 from proxy.hedge import Hedge
@@ -28,6 +29,7 @@ from proxy.moving import MovingTunnel
 from proxy.plane import RESPONSE_LIMITS, Plane
 from proxy.request_body import RequestBody
 from proxy.retry import IDEMPOTENT, Failure, may_retry
+from proxy.route import SEVERAL_PATHS, CompiledRoute
 from proxy.table import RouteState, ServiceState
 from proxy.timers import NEVER
 from proxy.tunnel import Origin
@@ -101,9 +103,13 @@ class Exchange:
         "_trace",
         "_tried",
         "_upstream",
+        "_watched",
         "downstream",
         "request_done",
     )
+
+    _watched: int
+    """`_bytes_out` at the last look at how the answer comes; only while there is one to look at."""
 
     def __init__(self, plane: Plane, downstream: Client, head: RequestHead, address: str) -> None:
         self._plane = plane
@@ -168,10 +174,23 @@ class Exchange:
             self._fail(ProxyError(Reason.NO_ROUTE))
             return
         route = self._route = plane.table.routes[compiled.index]
+        if head.readings or head.upgrade:
+            try:
+                self._check(compiled)
+            except ProxyError as error:
+                self._fail(error)
+                return
         if (route.limiters or route.service.limited) and not self._admit(route):
             return
         route.service.budget.request(self._started)
         self._attempt(self._started)
+
+    def _check(self, compiled: CompiledRoute) -> None:
+        """What few requests need. Raises `ProxyError`."""
+        if self._head.readings and not self._plane.table.router.agrees(self._head, compiled):
+            raise ProxyError(Reason.BAD_REQUEST, SEVERAL_PATHS)
+        if self._head.upgrade:
+            check_request(self._head)
 
     def _admit(self, route: RouteState) -> bool:
         """Whether the limits let the request go on at once; if not, it waits or is answered."""
@@ -192,13 +211,14 @@ class Exchange:
         route = self._route
         assert route is not None
         self._phase = _WAITING
-        self.downstream.unhold()
+        if not self.request_done:
+            self.downstream.unhold()
         route.service.budget.request(self._started)
         self._attempt(self._plane.clock())
 
     def _refuse(self, error: Refused) -> None:
         """It has no turn, or has waited in vain."""
-        if self._phase is _QUEUED:
+        if self._phase is _QUEUED and not self.request_done:
             self.downstream.unhold()
         self._fail(error, retry_after=error.retry_after)
 
@@ -392,8 +412,8 @@ class Exchange:
         self._answer_with(response, data)
 
     def _interim(self, response: ResponseHead) -> None:
-        """Pass a 1xx on (RFC 9110 15.2): never to HTTP/1.0, and 100 only to who asked for it."""
-        if self._head.minor and (response.status != 100 or self._head.expects_continue):
+        """Pass a 1xx on (RFC 9110 15.2), but never to HTTP/1.0."""
+        if self._head.minor:
             self._committed = True
             self.downstream.transport.write(forward_response(response, 1))
 
@@ -437,7 +457,16 @@ class Exchange:
             self._finish(clean=body != NO_BODY or not rest)
             return
         self._answer = make_decoder(body)
+        self._watch(upstream, now)
         self._relay(rest, message)
+
+    def _watch(self, upstream: Upstream, now: float) -> None:
+        """Have `response_timed_out` called later. One look now and then costs less than a clock per piece."""
+        assert self._route is not None
+        limit = self._route.service.config.timeout.read
+        self._watched = self._bytes_out
+        if limit:
+            self._plane.wheel.set(upstream, now + limit)
 
     def _relay(self, data: bytes, head: bytes = b"") -> None:
         """Pass body bytes on to the client, behind `head` if it is still to be written."""
@@ -487,11 +516,14 @@ class Exchange:
         head, upstream, lease = self._head, self._upstream, self._lease
         assert upstream is not None and lease is not None and self._route is not None
         asked = head.upgrade.split(b", ") if head.upgrade and self.request_done else ()
-        if response.upgrade not in asked:
+        try:
+            if response.upgrade not in asked:
+                raise ProxyError(Reason.UPSTREAM_INVALID, "the instance switched protocols unasked")
+            if response.upgrade == PROTOCOL:
+                check_answer(head, response)
+        except ProxyError as error:
             self._end_upstream()
-            self._fail(
-                ProxyError(Reason.UPSTREAM_INVALID, "the instance switched protocols unasked"), failed=True
-            )
+            self._fail(error, failed=True)
             return
         self._phase = _OVER
         self._upstream = None
@@ -512,7 +544,7 @@ class Exchange:
                 plane, route, lease, origin, handshake, chosen_protocol(response), secure=secure
             )
         else:
-            tunnel = PlainTunnel(plane, route, lease, origin, websocket=response.upgrade == b"websocket")
+            tunnel = PlainTunnel(plane, route, lease, origin, websocket=response.upgrade == PROTOCOL)
         tunnel.open(client.transport, upstream, self._rest + ahead, rest)
         self._leave_place()
 
@@ -521,7 +553,7 @@ class Exchange:
         """Whether this asks for a WebSocket that is to outlive its instance."""
         route = self._route
         return (
-            self._head.upgrade == b"websocket"
+            self._head.upgrade == PROTOCOL
             and route is not None
             and route.service.config.websocket.on_drain is OnDrain.MIGRATE
         )
@@ -557,13 +589,27 @@ class Exchange:
     # -- what goes wrong -----------------------------------------------------------------------------------
 
     def response_timed_out(self) -> None:
-        """The instance did not begin its answer in time. It may have acted on the request."""
+        """The instance did not begin its answer in time, or has been silent for too long in the middle.
+
+        It may have acted on the request.
+        """
+        if self._phase is _ANSWERING:
+            self._look_at_answer()
+            return
         error = ProxyError(Reason.UPSTREAM_TIMEOUT)
         if self._plane.clock() < self._answer_by < NEVER:
             self._retry_or_fail(error, Failure.TIMEOUT)
         else:
             self._end_upstream()
             self._fail(error, failed=True)
+
+    def _look_at_answer(self) -> None:
+        """Break an answer off that has not gone on since the last look, if it is its turn to."""
+        waits = self._held or not self.request_done
+        if (waits or self._bytes_out != self._watched) and self._upstream is not None:
+            self._watch(self._upstream, self._plane.clock())
+        else:
+            self._break(ProxyError(Reason.UPSTREAM_TIMEOUT))
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The instance closed or broke the connection."""

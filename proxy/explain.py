@@ -17,6 +17,7 @@ from proxy.choose import choose
 from proxy.endpoint import Endpoint, State
 from proxy.errors import ProxyError, Reason
 from proxy.head import Limits, RequestHead, parse_request
+from proxy.route import SEVERAL_PATHS
 from proxy.sticky import Stickiness
 from proxy.table import Pool, RouteState, ServiceState, Table
 
@@ -131,6 +132,8 @@ def explain(
     if compiled is None:
         reason = Reason.NO_ROUTE
         return Explanation(reason.code, reason.detail, None, others, None, None, [])
+    if not table.router.agrees(head, compiled):
+        return Explanation(Reason.BAD_REQUEST.code, SEVERAL_PATHS, None, others, None, None, [])
     route = table.routes[compiled.index]
     stand_in = _stand_in(route, head, client)
     chosen, _ = choose(stand_in, head, client, secure, now, random)

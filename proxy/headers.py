@@ -44,20 +44,23 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], networks: Networks
 class Peer:
     """What is the same for all requests of one client connection.
 
-    `address` is the client's IP address as text (empty for a unix socket), `scheme` `http` or `https`.
+    `address` is the client's IP address as text (empty for a unix socket), `scheme` `http` or `https`, `via`
+    the line by which the proxy says that it was there, empty for none.
     """
 
-    __slots__ = ("added", "address", "key", "scheme", "trusted")
+    __slots__ = ("added", "address", "key", "scheme", "trusted", "via")
 
-    def __init__(self, address: str, scheme: str, trusted: bool) -> None:
+    def __init__(self, address: str, scheme: str, trusted: bool, via: bytes = b"") -> None:
         self.address = address
         self.scheme = scheme
         self.trusted = trusted
         self.key = address.encode()
         """The client as a hash key."""
-        self.added = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
+        self.via = via
+        self.added = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (
             self.key or b"unknown",
             scheme.encode(),
+            via,
         )
 
 
@@ -111,7 +114,7 @@ def _forwarded_on(head: RequestHead, peer: Peer) -> tuple[bytes, bytes]:
     names = {head.fields[index][0].lower() for index in head.forwarded}
     chain = b", ".join([*filter(None, head.get_all(b"x-forwarded-for")), peer.key])
     links = [index for index in head.forwarded if head.fields[index][0].lower() == b"x-forwarded-for"]
-    added = b"X-Forwarded-For: %b\r\n" % chain
+    added = b"X-Forwarded-For: %b\r\n%b" % (chain, peer.via)
     if b"x-forwarded-proto" not in names:
         added += b"X-Forwarded-Proto: %b\r\n" % peer.scheme.encode()
     if b"x-forwarded-host" not in names and head.authority:

@@ -46,6 +46,9 @@ class Client(Protocol):
     def shut_when_idle(self) -> None:
         """The proxy is ending: close as soon as nothing is under way."""
 
+    def cut(self, reason: Reason) -> None:
+        """The time to end is over: answer with this what has no answer yet, break off what has, and close."""
+
     def save(self) -> tuple[dict[str, Any], asyncio.Transport] | None:
         """What another process needs to go on with it, and the connection; None if it cannot now."""
 
@@ -83,6 +86,8 @@ class Plane:
         """Told of a tunnel whose endpoint began to leave during the handshake. Owner: drain."""
         self.limits = Limits(16 << 10, 64 << 10, 100)
         self.trusted: Networks = ()
+        self.via = b""
+        """The line by which requests are told that they came through here; empty for none."""
         self.date = b""
         self._id_prefix = b"%016x" % self.random.getrandbits(64)
         self._ids = 0
@@ -108,6 +113,7 @@ class Plane:
         self.header_timeout = config.timeout.header
         self.body_timeout = config.timeout.body
         self.keepalive_timeout = config.timeout.keepalive
+        self.via = b"Via: 1.1 %b\r\n" % config.via.encode() if config.via else b""
         self.trusted = tuple(ipaddress.ip_network(n, strict=False) for n in config.trusted_proxies)
 
     def tick(self) -> None:

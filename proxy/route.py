@@ -15,13 +15,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from config.schema import Limit, Match, Mirror, Route
+from proxy.head import RequestHead
 from proxy.keys import Head, cookie_values, query_values
 from proxy.split import Split
 
 _PRESENT = "*"
+
+SEVERAL_PATHS = "the path can be read in several ways, which take different routes"
+"""Why a request is refused that `Router.agrees` says no to."""
+
+
+_ODD = re.compile(r"[;%\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +167,21 @@ class Router:
             if found is not None:
                 return found
         return self._anywhere.find(head)
+
+    def agrees(self, head: RequestHead, route: CompiledRoute | None) -> bool:
+        """Whether every reading of the path leads to `route`, to which its normal form does.
+
+        What differs would be let in by one route and served as if it had come by another. A route that names
+        such a path itself means it.
+        """
+        if route is not None and _ODD.search(route.match.path_exact or route.match.path or ""):
+            return True
+        for reading in head.readings:
+            other = copy(head)
+            other.path = reading
+            if self.match(other) is not route:
+                return False
+        return True
 
     def _by_host(self, head: Head) -> CompiledRoute | None:
         host = head.host.removesuffix(b".")

@@ -25,7 +25,7 @@ class Carried(Protocol):
         """Bytes from the instance."""
 
     def response_timed_out(self) -> None:
-        """The instance did not begin its answer in time."""
+        """The instance did not begin its answer in time, or does not go on with it."""
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection is gone; `exc` is None when the instance closed it in order."""

@@ -21,6 +21,7 @@ PURE = {
         "frames",
         "hashed",
         "hashing",
+        "handshake",
         "head",
         "headers",
         "keys",

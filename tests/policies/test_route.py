@@ -206,3 +206,44 @@ def test_a_route_carries_what_the_configuration_says(request_head: MakeHead) -> 
     assert (route.name, route.service, route.index) == ("r", "s", 0)
     assert route.split is not None and dict(route.split.shares) == {"stable": 95, "canary": 5}
     assert route.limits == config.limit and route.mirror == config.mirror
+
+
+@pytest.mark.parametrize(
+    ("target", "agreed"),
+    [
+        ("/admin", True),
+        ("//admin", True),
+        ("/%61dmin", True),
+        ("/public/a%2Fb;c", True),
+        ("/public/../other", True),
+        ("/admin/../admin/x", True),
+        ("/public/../admin", False),
+        ("/admin/../public", False),
+        ("/./admin", False),
+        ("/admin%2Fx", False),
+        ("/admin\\x", False),
+        ("/admin;x/y", False),
+        ("/admin/a;x/y", True),
+    ],
+)
+def test_a_path_is_agreed_on_when_every_reading_takes_the_same_route(
+    request_head: MakeHead, target: str, agreed: bool
+) -> None:
+    routes = router(root={"path": "/"}, admin={"path": "/admin"})
+    head = request_head(target)
+    assert routes.agrees(head, routes.match(head)) is agreed
+
+
+def test_a_path_that_only_one_reading_has_a_route_for_is_not_agreed_on(request_head: MakeHead) -> None:
+    routes = router(admin={"path": "/admin"})
+    for target in ("/x/../admin", "/admin/../x"):
+        head = request_head(target)
+        assert not routes.agrees(head, routes.match(head))
+
+
+def test_a_route_that_names_an_odd_path_means_it(request_head: MakeHead) -> None:
+    routes = router(root={"path": "/"}, odd={"path": "/a;b"}, exact={"path_exact": "/x%2Fy"})
+    for target, name in (("/a;b/c", "odd"), ("/x%2Fy", "exact")):
+        head = request_head(target)
+        found = routes.match(head)
+        assert found is not None and (found.name, routes.agrees(head, found)) == (name, True)

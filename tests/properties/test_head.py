@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote_to_bytes
+
 import h11
 import httptools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import ProxyError, Reason
-from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, Limits, normal_path, parse_request, parse_response
+from proxy.errors import ProxyError, Reason, error_response
+from proxy.head import (
+    CHUNKED,
+    NO_BODY,
+    UNTIL_CLOSE,
+    Limits,
+    normal_path,
+    parse_request,
+    parse_response,
+    read_path,
+)
 
 LIMITS = Limits(line=4096, head=16384, count=50)
 
@@ -264,6 +275,100 @@ def test_a_normal_path_has_nothing_left_to_be_resolved(path):
     # What decoding has made is not decoded again by us, so it may look like an escape.
     if b"%" not in normal:
         assert normal_path(normal) == normal
+
+
+@pytest.mark.parametrize(
+    ("path", "normal", "others"),
+    [
+        (b"/a%61", b"/aa", ()),
+        (b"//a///b", b"/a/b", ()),
+        (b"/.well-known/x", b"/.well-known/x", ()),
+        (b"/a/../b", b"/b", (b"/a/../b",)),
+        (b"/%2e/b", b"/b", (b"/./b",)),
+        (b"/a%2Fb", b"/a%2Fb", (b"/a/b",)),
+        (b"/a%2fb/", b"/a%2Fb/", (b"/a/b/",)),
+        (b"/a\\b", b"/a\\b", (b"/a/b",)),
+        (b"/a%5Cb", b"/a\\b", (b"/a/b",)),
+        (b"/a;v=1/b;w", b"/a;v=1/b;w", (b"/a/b",)),
+        (b"/a%3Bv/b", b"/a;v/b", (b"/a/b",)),
+        (b"/100%25", b"/100%", ()),
+        (b"/%2561", b"/%61", (b"/a",)),
+        (b"/a/../b;c", b"/b;c", (b"/b", b"/a/../b;c")),
+    ],
+)
+def test_a_path_has_other_readings_where_instances_differ(path, normal, others):
+    assert read_path(path) == (normal, others)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/a/..%2Fb",
+        b"/a%2F..%2Fb",
+        b"/a/..\\b",
+        b"/a/..%5cb",
+        b"/a/..;/b",
+        b"/a/..;x=y/b",
+        b"/a/.;/b",
+        b"/a/%252e%252e/b",
+        b"/a/..%252fb",
+        b"/a%2500b",
+        b"/a%2Fb/../c",
+        b"/a\\b/../c",
+        b"/../a",
+    ],
+)
+def test_a_dot_segment_that_only_some_see_is_400(path):
+    for refuse in (read_path, lambda path: parse(request(b"Host: a", start=b"GET %b HTTP/1.1" % path))):
+        with pytest.raises(ProxyError) as caught:
+            refuse(path)
+        assert caught.value.reason is Reason.BAD_REQUEST
+
+
+@given(st.text("ab./\\;%2eEfF5cC3b", max_size=24).map(lambda t: b"/" + t.encode()))
+def test_a_path_of_which_no_other_reading_is_told_means_one_thing(path):
+    try:
+        normal, others = read_path(path)
+    except ProxyError:
+        return
+    assert normal == normal_path(path)
+    for reading in (normal, *others):
+        assert reading.startswith(b"/") and b"//" not in reading
+    if not others:
+        assert not {b".", b".."} & set(unquote_to_bytes(path).split(b"/"))
+        assert not set(b"\\;") & set(unquote_to_bytes(unquote_to_bytes(path)))
+        assert b"%2f" not in path.lower()
+
+
+@pytest.mark.parametrize("method", [b"OPTIONS", b"TRACE"])
+def test_max_forwards_is_counted_down_where_it_counts(method):
+    head = parse(request(b"Host: a", b"X: 1", b"max-Forwards: 10 ", b"Y: 2", start=method + b" /x HTTP/1.1"))
+    assert head.fields[2] == (b"max-Forwards", b"9")
+    assert head.block == b"Host: a\r\nX: 1\r\nmax-Forwards: 9\r\nY: 2\r\n"
+    assert parse(request(b"Host: a", b"Max-Forwards: 0")).get(b"max-forwards") == b"0"
+    assert parse(request(b"Host: a", b"Max-Forwards: x", start=method + b" / HTTP/1.1"))
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"), [(b"OPTIONS", Reason.LAST_HOP), (b"TRACE", Reason.METHOD_NOT_ALLOWED)]
+)
+def test_max_forwards_0_goes_no_further(method, reason):
+    with pytest.raises(ProxyError) as caught:
+        parse(request(b"Host: a", b"Max-Forwards: 0", start=method + b" /x HTTP/1.1"))
+    assert caught.value.reason is reason
+    assert b"\r\nAllow: " in error_response(caught.value, close=True)
+
+
+@pytest.mark.parametrize(
+    "line", [b"Transfer_Encoding: chunked", b"Content_Length: 5", b"X_Request-ID: x", b"Proxy_Connection: x"]
+)
+def test_a_field_that_the_proxy_acts_on_does_not_go_on_in_another_spelling(line):
+    head = parse(request(b"Host: a", line))
+    assert (head.dropped, head.body, head.request_id) == ([1], NO_BODY, b"")
+
+
+def test_other_fields_may_have_underscores():
+    assert parse(request(b"Host: a", b"X_Data: 1", b"User_Agent: 2")).dropped == []
 
 
 def answer(*lines: bytes, start: bytes = b"HTTP/1.1 200 OK", method: bytes = b"GET"):

@@ -223,10 +223,11 @@ async def test_a_final_answer_instead_of_100_ends_the_connection_in_order(stage)
     assert await client.ended()
 
 
-async def test_early_hints_pass_and_an_unasked_100_does_not(stage):
+async def test_1xx_pass_also_a_100_that_nobody_asked_for(stage):
     client, origin = await stage.pair(GET)
     await origin.head()
     origin.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+    assert (await client.head()).raw == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert (await client.head()).raw == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     origin.send(b"HTTP/1.1 103 Early Hints\r\nLink: </b>\r\n\r\n" + OK)
     assert (await client.head()).get("link") == "</b>"

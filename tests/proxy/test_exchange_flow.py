@@ -323,6 +323,28 @@ async def test_bytes_sent_ahead_of_an_answer_are_bounded(stage):
     assert (await refused(client))[0] in (400, 414)
 
 
+async def test_a_flood_of_pipelined_requests_is_bounded_also_while_it_is_answered(stage):
+    (await stage.origin()).serve(b"HTTP/1.1 204 No Content\r\n\r\n")
+    client = await stage.client()
+    reading = asyncio.ensure_future(client.reader.read())
+    client.send(GET * 500_000)
+    await stage.until(lambda: len(stage.log.lines) > 200)
+    (downstream,) = stage.plane.clients
+    ahead = downstream.exchange._rest if downstream.exchange is not None else b""
+    assert len(downstream._buffer) + len(ahead) < BOUND
+    reading.cancel()
+
+
+async def test_a_body_behind_much_that_was_sent_ahead_is_read(stage):
+    (await stage.origin()).serve(OK)
+    client = await stage.client()
+    ahead, size = 4000, 300_000
+    client.send(GET * ahead + b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+    client.send(b"x" * size + GET)
+    for _ in range(ahead + 2):
+        assert (await client.message())[1] == b"ok"
+
+
 # -- instances that dawdle -----------------------------------------------------------------------------------
 
 
@@ -364,6 +386,49 @@ async def test_a_long_answer_has_no_time_limit(stage):
         assert await client.until(b"event\r\n") == b"5\r\nevent\r\n"
     origin.send(b"0\r\n\r\n")
     assert await client.until(b"0\r\n\r\n")
+
+
+async def test_an_answer_that_stops_coming_is_broken_off(stage):
+    stage.configure({"timeout": {"read": "10s"}})
+    client, origin = await stage.pair(GET)
+    await origin.head()
+    origin.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+    await client.head()
+    assert await client.exactly(4) == b"half"
+    stage.clock.advance(11)  # something has come since the clock was started
+    stage.clock.advance(11)
+    assert await client.rest() == b""
+    assert await origin.ended()
+    assert stage.log.outcomes == [(200, "upstream_timeout")]
+    assert stage.endpoint().failed == 1
+
+
+async def test_an_answer_that_goes_on_slowly_is_not(stage):
+    stage.configure({"timeout": {"read": "10s"}})
+    client, origin = await stage.pair(GET)
+    await origin.head()
+    origin.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+    await client.head()
+    for _ in range(6):
+        origin.send(b"x")
+        assert await client.exactly(1) == b"x"
+        stage.clock.advance(9)
+    assert stage.log.outcomes == [(200, "")]
+    assert stage.endpoint().idle  # the limit of the body does not go on for the idle connection
+
+
+async def test_a_silent_instance_is_not_blamed_while_the_client_is_the_one_that_waits(stage):
+    stage.configure({"timeout": {"read": "10s"}}, timeout={"body": "10m"})
+    client, origin = await stage.pair(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\na")
+    await origin.until(b"a")
+    origin.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+    await client.head()
+    for _ in range(5):
+        stage.clock.advance(11)
+    client.send(b"b")
+    await origin.until(b"b")
+    origin.send(b"lf")
+    assert await client.exactly(4) == b"half"
 
 
 async def test_answers_flow_while_the_request_still_does(stage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 
@@ -173,3 +174,46 @@ async def test_a_limited_client_is_told_apart_by_what_a_trusted_proxy_says(stage
         client.send(b"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: " + address + b"\r\n\r\n")
         statuses.append((await client.message())[0].status)
     assert statuses == [200, 200, 429]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_via_is_added_behind_those_that_are_there_when_it_has_a_name(stage, trusted):
+    stage.configure(via="edge", trusted_proxies=["127.0.0.1"] if trusted else [])
+    _, origin = await stage.pair(
+        b"GET / HTTP/1.1\r\nHost: h\r\nVia: 1.0 a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
+    )
+    assert (await origin.head()).all("via") == ["1.0 a", "1.1 edge"]
+
+
+async def test_without_a_name_there_is_no_via(stage):
+    _, origin = await stage.pair(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await origin.head()).all("via") == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_who_may_not_say_who_it_is_may_not_say_what_it_asked_for_either(stage, trusted):
+    stage.configure(trusted_proxies=["127.0.0.1"] if trusted else [])
+    _, origin = await stage.pair(
+        b"GET / HTTP/1.1\r\nHost: h\r\nX-Original-URL: /admin\r\nX_Rewrite_URL: /admin\r\n\r\n"
+    )
+    head = await origin.head()
+    told = [head.get("x-original-url"), head.get("x_rewrite_url")]
+    assert told == (["/admin", "/admin"] if trusted else [None, None])
+
+
+@pytest.mark.parametrize("target", ["/a/../s", "/a%2Fb", "/a/./b", "/a;b/c"])
+async def test_a_path_that_every_reading_routes_alike_goes_on_as_it_came(stage, target):
+    _, origin = await stage.pair(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % target.encode())
+    assert (await origin.head()).line == f"GET {target} HTTP/1.1"
+
+
+async def test_a_path_that_two_readers_route_differently_is_400(stage):
+    stage.configure(
+        routes=[{"match": {"path": "/admin"}, "service": "s"}, {"match": {"path": "/"}, "service": "s"}]
+    )
+    origin = await stage.origin()
+    client = await stage.client()
+    client.send(b"GET /public/../admin HTTP/1.1\r\nHost: h\r\n\r\n")
+    head, body = await client.message()
+    assert (head.status, json.loads(body)["error"]) == (400, "bad_request")
+    assert not origin.accepted

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from discovery.model import Instance, Status
+from proxy.errors import Reason
 from proxy.upstream import connect
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -536,6 +537,27 @@ async def test_the_drain_deadline_ends_what_has_not_been_answered(stage):
     stage.mark(stage.origins[0], Status.DRAINING)
     assert await refused(client) == (503, "drain_deadline")
     assert await origin.ended()
+
+
+async def test_at_the_end_of_the_proxy_what_has_no_answer_gets_503_and_a_line(stage):
+    client, origin = await stage.pair(GET)
+    await origin.head()
+    late = await stage.client()
+    late.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    half = await stage.origins[0].accept()
+    await half.head()
+    half.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+    await late.head()
+    idle = await stage.client()
+    await stage.until(lambda: len(stage.plane.clients) == 3)
+    stage.plane.draining = True
+    for connection in tuple(stage.plane.clients):
+        connection.cut(Reason.DRAINING)
+    assert await refused(client) == (503, "draining")
+    assert await late.rest() == b"half"
+    assert await idle.ended()
+    assert await origin.ended()
+    assert sorted(stage.log.outcomes) == [(200, "draining"), (503, "draining")]
 
 
 # -- the pool ------------------------------------------------------------------------------------------------

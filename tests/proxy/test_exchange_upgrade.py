@@ -15,16 +15,27 @@ GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 MASK = b"abcd"
 
 
+# The example of RFC 6455 section 1.3.
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+VERSION = b"Sec-WebSocket-Version: 13\r\n"
+ACCEPT = b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+
+
 def upgrade(protocol: bytes = b"echo", extra: bytes = b"") -> bytes:
+    if b"websocket" in protocol:
+        extra += KEY + VERSION
     return b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: %b\r\n%b\r\n" % (
         protocol,
         extra,
     )
 
 
-def switched(protocol: bytes = b"echo") -> bytes:
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\nX-A: 1\r\n\r\n" % protocol
+def switched(protocol: bytes = b"echo", extra: bytes = b"") -> bytes:
+    if protocol == b"websocket":
+        extra = extra or ACCEPT
+    return b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\nX-A: 1\r\n%b\r\n" % (
+        protocol,
+        extra,
     )
 
 
@@ -101,7 +112,7 @@ async def test_upgrade_without_connection_upgrade_is_not_asked_for(stage):
     assert json.loads((await client.message())[1])["error"] == "upstream_invalid"
 
 
-@pytest.mark.parametrize("asked", [b"h2c", b"H2C"])
+@pytest.mark.parametrize("asked", [b"h2c", b"H2C", b"h2", b"h2c-14", b"HTTP/2.0"])
 async def test_http_2_cannot_be_tunnelled_past_the_routes(stage, asked):
     _, origin = await stage.pair(upgrade(asked, b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n"))
     head = await origin.head()
@@ -119,6 +130,108 @@ async def test_one_of_several_protocols_may_be_chosen_and_no_other(stage):
     await wire.head()
     wire.send(switched(b"baz"))
     assert (await other.message())[0].status == 502
+
+
+def handshake(
+    *lines: bytes, start: bytes = b"GET /ws HTTP/1.1", key: bytes = KEY, version: bytes = VERSION
+) -> bytes:
+    fields = b"Host: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + key + version + b"".join(lines)
+    return start + b"\r\n" + fields + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        handshake(key=b""),
+        handshake(key=b"Sec-WebSocket-Key: c2hvcnQ=\r\n"),
+        handshake(key=b"Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==\r\n"),
+        handshake(KEY),
+        handshake(version=b""),
+        handshake(start=b"POST /ws HTTP/1.1"),
+        handshake(b"Content-Length: 5\r\n") + b"hello",
+        handshake(b"Transfer-Encoding: chunked\r\n") + b"0\r\n\r\n",
+        handshake(b"Content-Length: 5\r\n"),
+    ],
+    ids=[
+        "no key",
+        "short key",
+        "bad key",
+        "two keys",
+        "no version",
+        "POST",
+        "body",
+        "chunks",
+        "body to come",
+    ],
+)
+async def test_a_handshake_that_is_none_is_400(stage, request_):
+    origin = await stage.origin()
+    client = await stage.client()
+    client.send(request_)
+    head, body = await client.message()
+    assert (head.status, json.loads(body)["error"]) == (400, "bad_request")
+    assert not origin.accepted
+
+
+@pytest.mark.parametrize("version", [b"8", b"13, 8", b"1 3"])
+async def test_another_version_of_websocket_is_426_and_told_which_is_spoken(stage, version):
+    await stage.origin()
+    client = await stage.client()
+    client.send(handshake(version=b"Sec-WebSocket-Version: %b\r\n" % version))
+    head, body = await client.message()
+    assert (head.status, json.loads(body)["error"]) == (426, "upgrade_required")
+    assert (head.get("sec-websocket-version"), head.get("upgrade")) == ("13", "websocket")
+    client.send(handshake())
+    (await stage.origins[0].accept()).close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n",
+        b"X-None: 1\r\n",
+        ACCEPT + ACCEPT,
+        ACCEPT + b"Sec-WebSocket-Protocol: other\r\n",
+        ACCEPT + b"Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: talk\r\n",
+        ACCEPT + b"Sec-WebSocket-Extensions: x-unasked\r\n",
+    ],
+    ids=["wrong accept", "no accept", "two accepts", "other protocol", "two protocols", "extension"],
+)
+async def test_a_101_that_agrees_to_something_else_makes_no_websocket(stage, answer):
+    offers = b"Sec-WebSocket-Protocol: chat, talk\r\nSec-WebSocket-Extensions: permessage-deflate; a=1\r\n"
+    client, origin = await stage.pair(handshake(offers))
+    await origin.head()
+    origin.send(switched(b"websocket", answer))
+    head, body = await client.message()
+    assert (head.status, json.loads(body)["error"]) == (502, "upstream_invalid")
+    assert await origin.ended()
+
+
+async def test_what_was_offered_may_be_chosen(stage):
+    offers = b"Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: talk\r\n"
+    offers += b"Sec-WebSocket-Extensions: a;b, c\r\n"
+    client, origin = await stage.pair(handshake(offers))
+    await origin.head()
+    chosen = b"Sec-WebSocket-Protocol: talk\r\nSec-WebSocket-Extensions: c; d=1\r\n"
+    origin.send(switched(b"websocket", ACCEPT + chosen))
+    head = await client.head()
+    assert (head.status, head.get("sec-websocket-protocol")) == (101, "talk")
+
+
+async def test_in_a_tunnel_that_may_move_no_extension_was_offered(stage):
+    stage.configure({"websocket": {"on_drain": "migrate"}})
+    client, origin = await stage.pair(handshake(b"Sec-WebSocket-Extensions: c\r\n"))
+    await origin.head()
+    origin.send(switched(b"websocket", ACCEPT + b"Sec-WebSocket-Extensions: c\r\n"))
+    assert (await client.message())[0].status == 502
+
+
+async def test_a_426_says_what_to_upgrade_to(stage):
+    client, origin = await stage.pair(GET)
+    await origin.head()
+    origin.send(b"HTTP/1.1 426 No\r\nConnection: Upgrade\r\nUpgrade: foo/2\r\nContent-Length: 2\r\n\r\nno")
+    head, _ = await client.message()
+    assert (head.status, head.get("connection"), head.get("upgrade")) == (426, "Upgrade", "foo/2")
 
 
 async def test_a_switch_in_the_middle_of_a_request_body_is_502(stage):
