@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install install-test servers autobahn demo test check format bench bench-tools soak fuzz docs clean
+.PHONY: help install install-test servers autobahn demo test check format bench bench-tools soak fuzz conformance-peers docs clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ soak: install-test  ## tests/chaos for an hour: SECONDS=3600 SEED=2
 fuzz: install-test  ## readers of foreign bytes, guided by coverage: ARGS="--seconds 600 request_head"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+conformance-peers: install-test bench-tools  ## the raw-socket cases against every proxy here; writes docs/conformance.md
+	$(BIN)/python -m tests.conformance --write docs/conformance.md $(ARGS)
 
 docs: install  ## regenerate what is generated: docs/configuration.md
 	$(BIN)/python scripts/configuration_reference.py > docs/configuration.md

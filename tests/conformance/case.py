@@ -1,7 +1,7 @@
 """What a case is, and the words in which cases say what must be seen.
 
-A check looks at what was `Seen` and gives a sentence about what is wrong, or an empty text. A requirement that
-may be met in several ways is written as `either(...)`: refusing a message and making it harmless both count.
+A check looks at what was `Seen` and gives a sentence about what is wrong, or an empty text. A requirement
+that may be met in several ways is written as `either(...)`: refusing a message and making it harmless count.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def response(*fields: bytes, start: bytes = b"HTTP/1.1 200 OK", body: bytes = b"
 OK = response(b"Content-Length: 2", body=b"ok")
 
 
-# -- how checks are put together -------------------------------------------------------------------------------
+# -- how checks are put together -----------------------------------------------------------------------------
 
 
 def either(*checks: Check) -> Check:
@@ -94,12 +94,12 @@ def each(*checks: Check) -> Check:
     return check
 
 
-# -- what the client sees --------------------------------------------------------------------------------------
+# -- what the client sees ------------------------------------------------------------------------------------
 
 
 def _described(seen: Seen) -> str:
     statuses = ", ".join(str(r.status) + ("" if r.complete else " unfinished") for r in seen.responses)
-    over = f"; connection {seen.clients[0].over}" if seen.clients[0].over != "open" else ""
+    over = f"; connection {seen.clients[0].over}" if seen.clients[0].over else ""
     return f"{statuses or 'nothing'}{over}"
 
 
@@ -127,12 +127,12 @@ def statuses(*codes: int) -> Check:
 
 def closed(seen: Seen) -> str:
     """The proxy ended the first client connection."""
-    return "the connection stays open" if seen.clients[0].over == "open" else ""
+    return "" if seen.clients[0].over else "the connection stays open"
 
 
 def stays_open(seen: Seen) -> str:
     """The proxy kept the first client connection."""
-    return "" if seen.clients[0].over == "open" else "the connection was ended"
+    return "the connection was ended" if seen.clients[0].over else ""
 
 
 def bodies(*wanted: bytes) -> Check:
@@ -171,7 +171,7 @@ def not_whole(seen: Seen) -> str:
     return f"the client could take {_described(seen)} for a whole answer"
 
 
-# -- what the origin sees --------------------------------------------------------------------------------------
+# -- what the origin sees ------------------------------------------------------------------------------------
 
 
 def refused(*codes: int) -> Check:

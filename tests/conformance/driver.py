@@ -1,4 +1,4 @@
-"""Plays one case: a raw client on one side of a proxy, raw origins on the other, and writes down what was seen.
+"""Plays one case: a raw client on one side of a proxy, raw origins on the other; notes what was seen.
 
 One thread and one selector: the order of what the suite itself does is fixed by the case.
 """
@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tests.conformance.message import Message, read_requests, read_responses
 
-PATIENCE = 4.0
-"""Seconds in which a proxy has to have answered."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 _REREAD_MOST = 1 << 20
 """Bytes on an origin's connection beyond which nobody waits for a request's end."""
@@ -171,7 +170,6 @@ class Seen:
     """The same at the origin behind `/admin`."""
     broken: list[str] = field(default_factory=list)
     """What is wrong with what an origin or a client was sent, by itself."""
-    seconds: float = 0.0
 
     @property
     def final(self) -> list[Message]:
@@ -184,14 +182,39 @@ class Seen:
         return [r for r in self.requests + self.private if r.complete]
 
 
+class Playable(Protocol):
+    """What the driver needs of a case."""
+
+    @property
+    def client(self) -> Sequence[Step]:
+        """What the client does."""
+
+    @property
+    def answers(self) -> Sequence[Sequence[Step] | None]:
+        """For the requests in their order; None, and what follows the last, is the usual answer."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Of the requests on the first connection."""
+
+    @property
+    def awaited(self) -> int:
+        """Final responses on the last connection after which the case is over."""
+
+    def judge(self, seen: Seen) -> str:
+        """What is wrong, or an empty text."""
+
+
 class Driver:
     """The origins' listening sockets, and the loop that plays cases against the proxy at `port`.
 
-    `quiet`: seconds without a byte after which nothing more is expected.
+    `quiet`: seconds without a byte after which nothing more is expected. `patience`: seconds in
+    which a proxy has to have answered.
     """
 
-    def __init__(self, quiet: float) -> None:
+    def __init__(self, quiet: float, patience: float) -> None:
         self._quiet = quiet
+        self._patience = patience
         self._listening = {private: _listen() for private in (False, True)}
         self.public_port, self.private_port = (sock.getsockname()[1] for sock in self._listening.values())
         self.port = 0
@@ -203,39 +226,62 @@ class Driver:
         for sock in self._listening.values():
             sock.close()
 
-    def play(
-        self,
-        client: Sequence[Step],
-        answers: Sequence[Sequence[Step] | None],
-        methods: list[str],
-        awaited: int,
-    ) -> Seen:
-        """Play one case to its end.
+    def wait_until_open(self) -> None:
+        """Until requests get through to both origins. Raises `TimeoutError`."""
+        until = time.monotonic() + 5 * self._patience
+        for path in (b"/", b"/admin"):
+            while not self._gets_through(b"GET %b HTTP/1.1\r\nHost: h.test\r\n\r\n" % path):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{path.decode()} does not get through")
+                time.sleep(0.05)
 
-        `answers` are for the requests in the order in which they arrive; None, and what follows the last one,
-        is the usual answer. `awaited` is the number of final responses on the last client connection after
-        which the case is over.
+    def _gets_through(self, request: bytes) -> bool:
+        seen = self._seen = Seen(origins=self._origins)
+        end = self._connect()
+        self._take(end, request, [])
+        self._take(end, Answered(), [])
+        self._read(seen, [])
+        end.sock.close()
+        self._part()
+        return [r.status for r in seen.responses] == [200]
+
+    def play(self, case: Playable) -> tuple[Seen, str]:
+        """Play one case to its end: what was seen, and what is wrong with it.
+
+        What has to come is waited for; that nothing more comes is believed after `quiet`.
         """
         seen = self._seen = Seen(origins=self._origins)
-        self._answers = list(answers)
-        started = time.monotonic()
+        methods = list(case.methods)
+        self._answers = list(case.answers)
         end = self._connect()
-        for step in client:
+        for step in case.client:
             if isinstance(step, Another):
                 end = self._connect()
             else:
                 self._take(end, step, methods)
         last = methods if end is seen.clients[0] else []
-        self._pump(lambda: bool(end.over) or self._count(end, last) >= awaited, PATIENCE)
-        seen.seconds = time.monotonic() - started
+        self._pump(lambda: bool(end.over) or self._count(end, last) >= case.awaited, self._patience)
         self._settle(0.0 if end.over else self._quiet)
-        for client_end in seen.clients:
-            client_end.sock.close()
-            client_end.over = client_end.over or "open"
+        self._read(seen, methods)
+        until = time.monotonic() + self._patience / 4
+        while case.judge(seen) and time.monotonic() < until:
+            self._settle(self._quiet)
+            self._read(seen, methods)
+        wrong = case.judge(seen)
+        for client in seen.clients:
+            client.sock.close()
+            client.reading = False
         self._settle(self._quiet / 2)
-        for number, client_end in enumerate(seen.clients):
+        self._read(seen, methods)
+        self._part()
+        return seen, wrong or case.judge(seen)
+
+    def _read(self, seen: Seen, methods: list[str]) -> None:
+        """Make messages of the bytes so far."""
+        seen.requests, seen.private, seen.broken = [], [], []
+        for number, client in enumerate(seen.clients):
             read, wrong = read_responses(
-                bytes(client_end.data), methods if not number else [], client_end.over == "closed"
+                bytes(client.data), methods if not number else [], client.over == "closed"
             )
             if not number:
                 seen.responses = read
@@ -246,11 +292,9 @@ class Driver:
             (seen.private if origin.private else seen.requests).extend(requests)
             if wrong:
                 seen.broken.append(f"an origin was sent: {wrong}")
-        self._part()
-        return seen
 
     def _connect(self) -> End:
-        end = End(socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE))
+        end = End(socket.create_connection(("127.0.0.1", self.port), timeout=self._patience))
         self._seen.clients.append(end)
         return end
 
@@ -268,15 +312,15 @@ class Driver:
                 end.finish = step
                 self._pump(lambda: end.finish is None, 0.5)
             case Answered(count):
-                self._pump(lambda: bool(end.over) or self._count(end, methods) >= count, PATIENCE)
+                self._pump(lambda: bool(end.over) or self._count(end, methods) >= count, self._patience)
             case Until(mark):
-                self._pump(lambda: bool(end.over) or mark in end.data, PATIENCE)
+                self._pump(lambda: bool(end.over) or mark in end.data, self._patience)
             case AtOrigin(mark, most):
                 self._pump(lambda: any(mark in origin.data for origin in self._origins), most)
             case Unread():
                 end.reading = False
             case Endless(data, most):
-                until = time.monotonic() + PATIENCE
+                until = time.monotonic() + self._patience
                 while end.sent < most and not end.over and time.monotonic() < until:
                     end.unsent += data
                     self._pump(lambda: not end.unsent or bool(end.over), 0.3)
@@ -310,7 +354,7 @@ class Driver:
 
     def _settle(self, quiet: float) -> None:
         """Until nothing has moved for a while; what is there already is always taken."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self._patience
         while self._pump(lambda: False, quiet) and time.monotonic() < until:
             pass
         self._turn(0.0)

@@ -40,10 +40,6 @@ def _get(path: bytes, *fields: bytes, version: bytes = b"HTTP/1.1") -> bytes:
     return request(*fields, start=b"GET " + path + b" " + version)
 
 
-def _within(seconds: float) -> Check:
-    return lambda seen: "" if seen.seconds <= seconds else f"it took {seen.seconds:.1f} s"
-
-
 def _bounded(most: int) -> Check:
     """No origin could send more than this to a client that does not read."""
 
@@ -69,7 +65,7 @@ def _order(count: int) -> Case:
 CASES = [
     _order(2),
     _order(10),
-    _order(200),
+    _order(50),
     Case(
         "life/pipelined-slow-first",
         "RFC 9112 9.3.2",
@@ -189,7 +185,7 @@ CASES = [
         "SHOULD",
         "a head that does not come to its end is given up in time",
         [b"GET / HTTP/1.1\r\n" + HOST, Pause(0.4), b"X: y\r\n", Pause(0.4), b"X: y\r\n", Pause(3.5)],
-        each(nothing_forwarded, closed, _within(4.0)),
+        each(nothing_forwarded, closed),
     ),
     Case(
         "life/slow-head-trickled",
@@ -197,7 +193,7 @@ CASES = [
         "SHOULD",
         "a head that comes byte by byte is given up in time, however lively",
         [b"GET / HTTP/1.1\r\n" + HOST + b"X: ", *[part for _ in range(35) for part in (b"a", Pause(0.1))]],
-        each(nothing_forwarded, closed, _within(4.0)),
+        each(nothing_forwarded, closed),
     ),
     Case(
         "life/slow-body",
@@ -205,7 +201,7 @@ CASES = [
         "SHOULD",
         "a body that stops coming is given up in time",
         [post(b"Content-Length: 100", body=b"some"), Pause(3.5)],
-        each(nothing_forwarded, closed, _within(4.0)),
+        each(nothing_forwarded, closed),
     ),
     Case(
         "life/slow-chunks",
@@ -213,7 +209,7 @@ CASES = [
         "SHOULD",
         "a chunked body that stops coming is given up in time",
         [post(b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n"), Pause(3.5)],
-        each(nothing_forwarded, closed, _within(4.0)),
+        each(nothing_forwarded, closed),
     ),
     Case(
         "life/slow-reader",
@@ -240,7 +236,7 @@ CASES = [
         "SHOULD",
         "an origin that does not answer is given up in time, with 504",
         [GET],
-        each(status(504, 502, 503), _within(4.0)),
+        each(status(504, 502, 503)),
         answers=[()],
     ),
     Case(
@@ -249,7 +245,7 @@ CASES = [
         "SHOULD",
         "an origin that stops in the middle of its answer does not hold the client for ever",
         [GET],
-        each(not_whole, _within(4.0)),
+        each(not_whole),
         answers=[(response(b"Content-Length: 10", body=b"half"), Pause(60))],
     ),
     Case(
@@ -258,7 +254,7 @@ CASES = [
         "SHOULD",
         "an origin that stops in the middle of a head is given up in time",
         [GET],
-        each(status(504, 502, 503), _within(4.0)),
+        each(status(504, 502, 503)),
         answers=[(b"HTTP/1.1 200 OK\r\nContent-", Pause(60))],
     ),
     Case(
@@ -269,11 +265,8 @@ CASES = [
         [GET],
         each(
             lambda seen: (
-                ""
-                if any(r.status >= 500 for r in seen.final) or seen.clients[0].over != "open"
-                else "it goes on"
+                "" if any(r.status >= 500 for r in seen.final) or seen.clients[0].over else "it goes on"
             ),
-            _within(4.0),
         ),
         answers=[
             tuple(
@@ -302,8 +295,8 @@ CASES = [
     ),
     Case(
         "life/early-hang-up",
-        "RFC 9110 9.2.2",
-        "MUST",
+        "RFC 9112 9.5",
+        "SHOULD",
         "an answer that comes before the body is over reaches the client",
         [post(b"Content-Length: 100000", body=b"a" * 1000), Answered()],
         status(413, 100, 502),

@@ -1,7 +1,7 @@
 """The proxies under test, each configured as its own documentation advises for strangers at the door.
 
-All have the same to do: `/admin` goes to one origin, everything else to another; WebSockets pass; heads, bodies
-and origins that do not come to an end are given up after about a second; Via is sent where it can be.
+All have the same to do: `/admin` goes to one origin, everything else to another; WebSockets pass; heads,
+bodies and origins that do not come to an end are given up after about a second; Via is sent where it can be.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ http {{
     send_timeout 1s;
     client_max_body_size 100m;
     map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
+    map $http_via $via {{ default "$http_via, 1.1 nginx"; '' "1.1 nginx"; }}
     upstream public {{ server 127.0.0.1:{place.http} max_fails=0; keepalive 16; }}
     upstream private {{ server 127.0.0.1:{place.echo} max_fails=0; keepalive 16; }}
     server {{
@@ -81,7 +82,7 @@ http {{
         proxy_http_version 1.1;
         proxy_read_timeout 1s;
         proxy_set_header Host $http_host;
-        proxy_set_header Via "1.1 nginx";
+        proxy_set_header Via $via;
         proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_set_header X-Forwarded-Host $http_host;
@@ -173,8 +174,10 @@ static_resources:
             - name: all
               domains: ["*"]
               routes:
-              - {{match: {{path_separated_prefix: /admin}}, route: {{cluster: private, timeout: 10s, idle_timeout: 1s}}}}
-              - {{match: {{prefix: /}}, route: {{cluster: public, timeout: 10s, idle_timeout: 1s}}}}
+              - match: {{path_separated_prefix: /admin}}
+                route: {{cluster: private, timeout: 10s, idle_timeout: 1s}}
+              - match: {{prefix: /}}
+                route: {{cluster: public, timeout: 10s, idle_timeout: 1s}}
   clusters:
 {self._cluster("public", place.http)}
 {self._cluster("private", place.echo)}
@@ -231,9 +234,14 @@ providers: {{file: {{filename: "{place.folder}/routes.yaml", watch: false}}}}
 """,
             "routes.yaml": f"""\
 http:
+  middlewares: {{via: {{headers: {{customRequestHeaders: {{Via: "1.1 traefik"}}}}}}}}
   routers:
-    private: {{rule: "Path(`/admin`) || PathPrefix(`/admin/`)", service: private, entryPoints: [web]}}
-    public: {{rule: "PathPrefix(`/`)", service: public, entryPoints: [web]}}
+    private:
+      rule: "Path(`/admin`) || PathPrefix(`/admin/`)"
+      service: private
+      entryPoints: [web]
+      middlewares: [via]
+    public: {{rule: "PathPrefix(`/`)", service: public, entryPoints: [web], middlewares: [via]}}
   services:
     private:
       loadBalancer: {{serversTransport: short, servers: [{{url: "http://127.0.0.1:{place.echo}"}}]}}

@@ -45,20 +45,23 @@ class Score:
 _INTRODUCTION = """\
 # Conformance
 
-Each row is one requirement, provoked with raw bytes by `tests/conformance/` from one side or the other of a proxy,
-and judged by what is then on the wire. `make test` runs all of them against holdfast; `make conformance-peers` runs
-them against every proxy that is installed and writes this page.
+Each row is one requirement, provoked with raw bytes by `tests/conformance/` from one side or the other of a
+proxy, and judged by what is then on the wire. `make test` runs all of them against holdfast;
+`make conformance-peers` runs them against every proxy that is installed and writes this page.
 
-A case passes when the requirement holds, whichever of the allowed ways is taken: a malformed request may be refused
-or made harmless; an answer may be an error or a repaired one. **MUST** and **SHOULD** are the words of the clause.
-Where a clause only names a danger (RFC 9110 section 17, RFC 9112 section 11, RFC 3986 section 7), the case is a
-SHOULD. One case may stand for one of many spellings of the same trick, so the counts weigh what attackers try, not
-how much of a standard is implemented.
+A case passes when the requirement holds, whichever of the allowed ways is taken: a malformed request
+may be refused or made harmless; an answer may be an error or a repaired one. **MUST** and **SHOULD**
+are the words of the clause. Where a clause only names a danger (RFC 9110 section 17, RFC 9112 section
+11, RFC 3986 section 7), the case is a SHOULD. Often several cases are spellings of one trick, so the
+counts weigh what attackers try, not how much of a standard is implemented. The cases were written along
+with holdfast, and what they found in it was repaired: that it passes them all says that they are held,
+not that there are no others.
 
 Every proxy is configured as its own documentation advises for an edge (see
-[proxies.py](../tests/conformance/proxies.py)): timeouts of about a second, forwarding fields set rather than
-appended, paths normalised where there is a switch for it, `Via` where it can be sent. None has been changed beyond
-that, so a row that a proxy misses may have a setting that we have not found.
+[proxies.py](../tests/conformance/proxies.py)): timeouts of about a second, forwarding fields set rather
+than appended, paths normalised where there is a switch for it, `Via` where it can be sent (holdfast
+sends it only when `via` is set, as it is here). A row that a proxy misses may have a setting that was
+not found. Rows with `–` are about a feature that only one proxy has.
 """
 
 

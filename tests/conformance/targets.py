@@ -309,7 +309,7 @@ CASES = [
         "target/absolute-options",
         "RFC 9112 3.2.4",
         "MUST",
-        "OPTIONS with an absolute target without path and query goes on as *, or absolute, or the proxy answers",
+        "OPTIONS with an absolute target without a path goes on as *, or absolute, or the proxy answers",
         [request(start=b"OPTIONS http://h.test HTTP/1.1")],
         either(forwarded(has_target(b"*", b"http://h.test")), nothing_forwarded),
         methods=("OPTIONS",),

@@ -162,8 +162,7 @@ CASES = [
             status(403),
             lambda seen: (
                 ""
-                if (len(seen.requests) == 2 and seen.requests[1].target == b"/again")
-                or seen.clients[0].over != "open"
+                if (len(seen.requests) == 2 and seen.requests[1].target == b"/again") or seen.clients[0].over
                 else "the second request did not go on"
             ),
         ),
