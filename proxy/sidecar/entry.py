@@ -132,6 +132,10 @@ class Entry:
         """Say again what the entry says: another process may have taken it along into its end."""
         await asyncio.gather(*(seat.renew() for seat in self.seats))
 
+    async def forget(self) -> None:
+        """Take out what another process has entered, after this one has left or is leaving."""
+        await asyncio.gather(*(seat.forget(self.instance) for seat in self.seats))
+
     async def outlive(self, limit: float) -> None:
         """Wait until the application has ended, for as long as its section says, within `limit` seconds."""
         app = app_instance(self.section)

@@ -143,6 +143,18 @@ class Seat:
             self._leaving = asyncio.create_task(self._leave(within))
         return await asyncio.shield(self._leaving)
 
+    async def forget(self, instance: Instance) -> None:
+        """Take out what another process has entered and cannot take out any more."""
+        await self.leave()
+        registrar = self.place.make_registrar(ttl=1.0, check=None)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await registrar.deregister(instance)
+        except (RegistryError, OSError) as error:
+            _log.warning("%s: %s ends by its time to live: %s", self.place.name, instance.id, error)
+        finally:
+            await registrar.close()
+
     async def release(self) -> None:
         """Leave the entry to the process that keeps it from now on."""
         registration = self._take()

@@ -129,8 +129,14 @@ class Sidecar:
         self._entries.clear()
 
     async def renew(self) -> None:
-        """The other process has not taken over after all, and may have taken entries along into its end."""
-        await asyncio.gather(*(entry.renew() for entry in self.entries))
+        """The other process has not taken over after all, and may have taken entries along into its end.
+
+        It may also have entered what this one has meanwhile been told to take out.
+        """
+        if self.leaving:
+            await asyncio.gather(*(entry.forget() for entry in self.entries))
+        else:
+            await asyncio.gather(*(entry.renew() for entry in self.entries))
 
     async def close(self) -> None:
         """End whatever is left; what was not taken out yet is, quickly."""

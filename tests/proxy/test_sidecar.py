@@ -331,6 +331,23 @@ async def test_an_entry_is_said_again_when_the_next_process_failed(pod: Pod) -> 
     assert pod.book.held is None
 
 
+async def test_what_a_failed_process_entered_after_the_end_is_taken_out(pod: Pod) -> None:
+    old, new = pod.process(), pod.process()
+    await old.start([pod.section(id="a", settle="0s")])
+    await until(lambda: up(old))
+    saved = old.save()
+    await old.leave(5.0)
+    await new.start([pod.section(id="a")], saved)
+    assert pod.book.held is not None
+    await new.release([("shop", "a")])  # as if it had been killed
+    await new.close()
+    await old.renew()
+    assert pod.book.held is None
+    pod.book.wrong = RegistryError("away")
+    await old.renew()
+    await old.close()
+
+
 async def test_an_application_that_goes_is_marked_or_taken_out(pod: Pod) -> None:
     async with TestServer(web.Application()) as server:
         app = f"127.0.0.1:{server.port}"
