@@ -260,8 +260,8 @@ class ApiServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         self.asked.append(request)
-        assert isinstance(request.transport, asyncio.Transport)
-        transport = request.transport
+        # uvloop's transports are not asyncio.Transport by inheritance.
+        transport = cast(asyncio.Transport, request.transport)
         self._connections.add(transport)
         try:
             await self._running.wait()

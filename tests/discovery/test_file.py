@@ -192,3 +192,24 @@ def test_json_is_read_as_the_yaml_that_it_is() -> None:
 def test_a_service_that_is_there_twice_is_no_service_of_either() -> None:
     with pytest.raises(RegistryError, match=r"1:40: services\.chat: is given twice"):
         parse(b'{"services": {"chat": ["10.0.0.1:80"], "chat": ["10.0.0.2:80"]}}')
+
+
+async def test_a_large_file_leaves_the_loop_to_others_while_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text('{"services": {"chat": ["10.0.0.1:80"]}}')
+    monkeypatch.setattr("discovery.file.LARGE", 1)
+    parsed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def slow(text: str, name: str) -> dict[str, tuple[Instance, ...]]:
+        # Ends only if the loop goes on meanwhile.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(5)
+        loop.call_soon_threadsafe(parsed.set)
+        return parse(text, name)
+
+    monkeypatch.setattr("discovery.file.parse", slow)
+    async with aclosing(FileWatcher(path).watch(frozenset({"chat"}))) as stream:
+        update = await asyncio.wait_for(anext(stream), 10)
+    assert [i.address for i in update.instances or ()] == ["10.0.0.1:80"]
+    assert parsed.is_set()
