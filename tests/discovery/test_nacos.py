@@ -96,6 +96,13 @@ def sockets(port: int) -> int:
     return sum(line[2].endswith(f":{port:04X}") and line[3] == "01" for line in lines)
 
 
+async def connected(nacos: Nacos, count: int) -> None:
+    """Waits until so many are connected by gRPC."""
+    async with asyncio.timeout(PATIENCE):
+        while sockets(nacos.grpc_port) != count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def _proc(name: str) -> list[str]:
     return Path(f"/proc/net/{name}").read_text().splitlines()[1:]
 
@@ -150,11 +157,11 @@ async def test_both_ways_see_what_was_registered_by_the_other(nacos: Nacos, serv
 
 async def test_an_entry_ends_with_its_connection_and_with_no_other(nacos: Nacos, service: str) -> None:
     a, b = (Instance(service, name, "127.0.0.1", port) for name, port in (("a", 9001), ("b", 9002)))
-    before = sockets(nacos.grpc_port)
+    await connected(nacos, 0)
     first, second = ConnectionRegistrar(nacos.section()), ConnectionRegistrar(nacos.section())
     await first.register(a)
     await second.register(b)
-    assert sockets(nacos.grpc_port) == before + 2
+    await connected(nacos, 2)
     async with seen(PushWatcher(nacos.section()), service) as orders:
         await orders.instances(a, b)
         await first.close()
@@ -163,9 +170,7 @@ async def test_an_entry_ends_with_its_connection_and_with_no_other(nacos: Nacos,
         await second.close()
         await orders.instances()
     # grpc keeps a connection that somebody still refers to: what it owns would stay in the registry.
-    async with asyncio.timeout(PATIENCE):
-        while sockets(nacos.grpc_port) > before:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await connected(nacos, 0)
 
 
 async def test_who_does_not_beat_is_gone_and_has_to_register_again(
