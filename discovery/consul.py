@@ -126,9 +126,11 @@ class ConsulWatcher:
     def _session(self) -> aiohttp.ClientSession:
         # aiohttp repeats a GET by itself on a kept connection that broke, and would hide a restart so.
         if self._base.startswith("https:"):
-            connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl_context(self._tls))
+            connector = aiohttp.TCPConnector(
+                limit=0, force_close=True, resolver=aiohttp.ThreadedResolver(), ssl=ssl_context(self._tls)
+            )
         else:
-            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=aiohttp.ThreadedResolver())
         return aiohttp.ClientSession(connector=connector, headers=self._headers)
 
     async def _deliver(

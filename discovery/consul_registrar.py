@@ -113,8 +113,8 @@ class ConsulRegistrar:
 
     def _connector(self) -> aiohttp.TCPConnector:
         if self._tls is not None and self._base.startswith("https:"):
-            return aiohttp.TCPConnector(ssl=ssl_context(self._tls))
-        return aiohttp.TCPConnector()
+            return aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver(), ssl=ssl_context(self._tls))
+        return aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
 
     def _body(self, instance: Instance) -> dict[str, Any]:
         body: dict[str, Any] = {

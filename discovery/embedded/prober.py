@@ -88,7 +88,9 @@ class Prober:
             if isinstance(probe, HttpProbe):
                 if self._session is None:
                     # A kept connection would answer for a process that no longer accepts new ones.
-                    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+                    connector = aiohttp.TCPConnector(
+                        limit=0, force_close=True, resolver=aiohttp.ThreadedResolver()
+                    )
                     self._session = aiohttp.ClientSession(connector=connector)
                 status, output = await run_http(self._session, probe)
             else:

@@ -86,7 +86,8 @@ class Webhook:
     async def _send_all(self) -> None:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
         while self._queue:  # once more, when something has come while the session was being closed
-            async with aiohttp.ClientSession(timeout=timeout) as session:
+            connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
                 while self._queue:
                     if await self._send(session, self._queue[0]):
                         self.sent += 1
