@@ -217,7 +217,7 @@ async def test_an_instance_registers_itself_and_takes_itself_out_first(spawn, ht
         (["--bus", "redis://x"], 2, "is not a bus"),
         (["--deadline", "soon"], 2, "is not a duration"),
         (["--rate", "often"], 2, "is not a rate"),
-        (["--port", "99999"], 2, "is not a port"),
+        (["--port", "99999"], 2, "is not a whole number from 0 to 65535"),
         (["--host", "192.0.2.1"], 1, "cannot start"),
         (["--store", "sqlite:////nonexistent/chat.db"], 1, "cannot start"),
     ],
