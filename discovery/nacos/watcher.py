@@ -49,7 +49,8 @@ class _Sight:
         """The next set. Raises `RegistryError` when the server talks nonsense."""
         refused: list[str] = []
         instances = instances_of(self.service, hosts, self._clusters, refused)
-        partial = not self._answered
+        # An entry that was left out may be that of an instance that is known.
+        partial = not self._answered or bool(refused)
         self._answered, self._seen = True, self._seen or bool(instances)
         known = instances if self._seen else None
         return Update(self.service, known, at, KIND, tuple(refused), partial=partial)

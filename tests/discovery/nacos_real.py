@@ -38,6 +38,8 @@ class RealNacos:
         options = (
             "-Dnacos.core.auth.enabled=true",
             "-Dnacos.core.auth.caching.enabled=false",
+            # Changes are gathered for so many milliseconds before they are pushed; 500 by default.
+            "-Dnacos.naming.push.pushTaskDelay=50",
             f"-Dnacos.core.auth.plugin.nacos.token.expire.seconds={TOKEN_LIFE}",
         )
         self._server = Server([find("nacos"), str(folder), str(self.http_port), *options], folder / "out.log")
