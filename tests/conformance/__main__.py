@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.peers import Peer
@@ -29,7 +30,7 @@ def play_all(peer: Peer, cases: Sequence[Case]) -> Score | None:
         if case.only not in ("", peer.name):
             outcomes[case.id] = Outcome.NOT_ASKED
     todo = [case for case in cases if case.id not in outcomes]
-    driver = Driver(quiet=0.02 if peer.name == "holdfast" else 0.06, patience=2.5)
+    driver = Driver(quiet=0.02 if peer.name == "holdfast" else 0.06, patience=3.0)
     wrong: dict[str, str] = {}
     try:
         with (
@@ -46,6 +47,17 @@ def play_all(peer: Peer, cases: Sequence[Case]) -> Score | None:
     return Score(peer.name, peer.version(program), outcomes, wrong)
 
 
+def _score(peer: Peer, cases: Sequence[Case]) -> Score | None:
+    try:
+        score = play_all(peer, cases)
+    except (StartError, TimeoutError) as error:
+        print(error, file=sys.stderr)
+        return None
+    if score is None:
+        print(f"{peer.name} is not installed", file=sys.stderr)
+    return score
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
@@ -55,19 +67,10 @@ def main() -> int:
     )
     options = parser.parse_args()
     cases = [case for case in CASES if options.case in case.id]
-    scores = []
-    for peer in everybody():
-        if options.only and peer.name not in options.only:
-            continue
-        try:
-            score = play_all(peer, cases)
-        except (StartError, TimeoutError) as error:
-            print(error, file=sys.stderr)
-            continue
-        if score is None:
-            print(f"{peer.name} is not installed", file=sys.stderr)
-            continue
-        scores.append(score)
+    asked = [peer for peer in everybody() if not options.only or peer.name in options.only]
+    with ThreadPoolExecutor(max_workers=3) as pool:  # they wait for time-outs more than they work
+        scores = [score for score in pool.map(lambda peer: _score(peer, cases), asked) if score is not None]
+    for score in scores:
         print(score.summary(cases), file=sys.stderr)
         if options.only:
             for case in cases:

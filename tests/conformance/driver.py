@@ -263,7 +263,7 @@ class Driver:
         self._pump(lambda: bool(end.over) or self._count(end, last) >= case.awaited, self._patience)
         self._settle(0.0 if end.over else self._quiet)
         self._read(seen, methods)
-        until = time.monotonic() + self._patience / 4
+        until = time.monotonic() + self._patience / 2
         while case.judge(seen) and time.monotonic() < until:
             self._settle(self._quiet)
             self._read(seen, methods)

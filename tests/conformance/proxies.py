@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,17 @@ from pathlib import Path
 
 from bench import peers
 from bench.peers import Peer, Place
+
+_CLAIMS = (
+    "forwarded",
+    "x-real-ip",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-original-url",
+    "x-rewrite-url",
+)
+"""Fields by which a stranger could say who it is and what it asked for."""
 
 
 class StartError(Exception):
@@ -31,15 +43,15 @@ listen:
   - address: "127.0.0.1:{place.port}"
 admin: {{address: "unix:{place.folder}/admin.sock"}}
 via: holdfast
-timeout: {{header: 600ms, body: 600ms}}
+timeout: {{header: 800ms, body: 800ms}}
 services:
   public:
     instances: ["127.0.0.1:{place.http}"]
-    timeout: {{response: 600ms, read: 300ms}}
+    timeout: {{response: 800ms, read: 300ms}}
     outlier: {{consecutive_failures: 1000000}}
   private:
     instances: ["127.0.0.1:{place.echo}"]
-    timeout: {{response: 600ms, read: 300ms}}
+    timeout: {{response: 800ms, read: 300ms}}
     outlier: {{consecutive_failures: 1000000}}
   moving:
     instances: ["127.0.0.1:{place.http}"]
@@ -88,6 +100,10 @@ http {{
         proxy_set_header X-Forwarded-Host $http_host;
         proxy_set_header X-Real-IP $remote_addr;
         proxy_set_header Forwarded "";
+        proxy_set_header X-Forwarded-Port "";
+        proxy_set_header X-Forwarded-Prefix "";
+        proxy_set_header X-Original-URL "";
+        proxy_set_header X-Rewrite-URL "";
         proxy_set_header Upgrade $http_upgrade;
         proxy_set_header Connection $connection_upgrade;
         location / {{ proxy_pass http://public; }}
@@ -115,6 +131,7 @@ defaults
     timeout server 1s
     timeout tunnel 10s
     timeout http-request 1s
+    option http-restrict-req-hdr-names delete
 frontend web
     bind 127.0.0.1:{place.port}
     http-request normalize-uri fragment-strip
@@ -124,6 +141,10 @@ frontend web
     http-request normalize-uri path-strip-dotdot full
     http-request del-header Forwarded
     http-request del-header X-Real-IP
+    http-request del-header X-Forwarded-Port
+    http-request del-header X-Forwarded-Prefix
+    http-request del-header X-Original-URL
+    http-request del-header X-Rewrite-URL
     http-request set-header X-Forwarded-For %[src]
     http-request set-header X-Forwarded-Proto http
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
@@ -170,6 +191,7 @@ static_resources:
           - name: envoy.filters.http.router
             typed_config: {{"@type": {filters}.http.router.v3.Router}}
           route_config:
+            request_headers_to_remove: [{", ".join(_CLAIMS)}]
             virtual_hosts:
             - name: all
               domains: ["*"]
@@ -187,6 +209,7 @@ static_resources:
 
 class Caddy(peers.Caddy):
     def files(self, place: Place) -> dict[str, str]:
+        removed = "\n".join(f"    request_header -{name}" for name in _CLAIMS)
         upstream = "{ transport http { response_header_timeout 1s read_timeout 1s } }"
         upstream = upstream.replace("{ ", "{\n").replace(" }", "\n}").replace("1s read", "1s\nread")
         return {
@@ -208,6 +231,7 @@ class Caddy(peers.Caddy):
 }}
 http://:{place.port} {{
     bind 127.0.0.1
+{removed}
     @private path /admin /admin/*
     handle @private {{
         reverse_proxy 127.0.0.1:{place.echo} {upstream}
@@ -222,6 +246,7 @@ http://:{place.port} {{
 
 class Traefik(peers.Traefik):
     def files(self, place: Place) -> dict[str, str]:
+        removed = ", ".join(f'{name}: ""' for name in _CLAIMS if name != "x-real-ip")
         return {
             "traefik.yaml": f"""\
 global: {{checkNewVersion: false, sendAnonymousUsage: false}}
@@ -234,7 +259,7 @@ providers: {{file: {{filename: "{place.folder}/routes.yaml", watch: false}}}}
 """,
             "routes.yaml": f"""\
 http:
-  middlewares: {{via: {{headers: {{customRequestHeaders: {{Via: "1.1 traefik"}}}}}}}}
+  middlewares: {{via: {{headers: {{customRequestHeaders: {{Via: "1.1 traefik", {removed}}}}}}}}}
   routers:
     private:
       rule: "Path(`/admin`) || PathPrefix(`/admin/`)"
@@ -258,14 +283,21 @@ def everybody() -> list[Peer]:
     return [Holdfast(), Nginx(), Haproxy(), Envoy(), Caddy(), Traefik()]
 
 
+_given: set[int] = set()
+_giving = threading.Lock()
+
+
 def free_port() -> int:
-    """A port below 32768: above are those that the kernel gives to connections."""
+    """A port below 32768, never twice: above are those that the kernel gives to connections."""
     for port in range(18_000 + os.getpid() % 8_000, 32_768):
-        with socket.socket() as probe:
+        with _giving, socket.socket() as probe:
+            if port in _given:
+                continue
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise StartError("no port is free")
 
@@ -277,10 +309,7 @@ def running(peer: Peer, public: int, private: int, folder: Path) -> Iterator[int
     if program is None:
         raise StartError(f"{peer.name} is not installed")
     port = free_port()
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", port))
-        admin = free_port()
-    place = Place(port, admin, public, private, folder)
+    place = Place(port, free_port(), public, private, folder)
     files = peer.files(place)
     for name, text in files.items():
         (folder / name).write_text(text)

@@ -23,6 +23,7 @@ from tests.conformance.case import (
     nothing_forwarded,
     refused,
     request,
+    status,
 )
 from tests.conformance.driver import Seen
 
@@ -363,7 +364,11 @@ CASES = [
         "SHOULD",
         "an escaped slash in a path that every reader routes alike is not modified",
         [request(start=b"GET /group%2Fproject/a+b,c HTTP/1.1")],
-        either(forwarded(has_target(b"/group%2Fproject/a+b,c", b"/group%2fproject/a+b,c")), refused(400)),
+        either(
+            forwarded(has_target(b"/group%2Fproject/a+b,c", b"/group%2fproject/a+b,c")),
+            refused(400),
+            status(307),
+        ),
     ),
     _path("plain", b"/admin/x", "RFC 9110 7.6", "MUST", _rfc),
     _path("escaped-letter", b"/%61dmin", _EQUIVALENT, "SHOULD", _rfc),

@@ -21,7 +21,7 @@ from tests.conformance.case import (
     response,
     status,
 )
-from tests.conformance.driver import Answered, AtOrigin, Pause, Seen, Step, Until
+from tests.conformance.driver import Answered, AtOrigin, Close, Pause, Seen, Step, Until
 
 _KEY = base64.b64encode(b"conformance-case")
 _ACCEPT = b"Sec-WebSocket-Accept: " + base64.b64encode(
@@ -94,7 +94,7 @@ def _bad_frame(name: str, clause: str, *frames: Step) -> Case:
         "an invalid frame fails the connection with Close 1002 and does not go on",
         [_handshake(start=b"GET /moving HTTP/1.1"), Answered(), *frames, Until(b"\x88")],
         each(status(101), _failed_with(1002)),
-        answers=[(_agreed(),)],
+        answers=[(_agreed(), AtOrigin(b"\x88"), _frame(0x88, b"\x03\xe8", masked=False), Close())],
         only="holdfast",
     )
 
