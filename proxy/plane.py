@@ -33,6 +33,11 @@ RESPONSE_LIMITS = Limits(line=16 << 10, head=256 << 10, count=1000)
 """What an instance's response head may measure: generous, yet not endless."""
 
 
+FULL_READ = 250_000
+"""Bytes that one read brings at most, about (uvloop asks for 256,000). libuv goes on reading while reads are
+full, up to 32 times before anybody else has a turn; whoever gets one therefore pauses until its next turn."""
+
+
 class Client(Protocol):
     """A client connection that speaks HTTP."""
 
@@ -104,7 +109,7 @@ class Plane:
         )
         wanted = config.limits.connections
         self.most_connections = most_connections(wanted)
-        if self.most_connections < wanted:
+        if self.most_connections < wanted and "connections" in config.limits.model_fields_set:
             _log.warning(
                 "limits.connections is %d, but the system grants files for %d clients only",
                 wanted,

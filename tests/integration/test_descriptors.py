@@ -44,6 +44,7 @@ async def limited(stage: Stage, origin: str) -> Gateway:
         "listen": [{"address": "127.0.0.1:0"}],
         "admin": {"address": "127.0.0.1:0"},
         "access_log": "none",
+        "limits": {"connections": 5000},
         "services": {"web": {"instances": [origin]}},
         "routes": [{"match": {"path": "/"}, "service": "web"}],
     }
@@ -61,7 +62,7 @@ async def test_clients_beyond_the_descriptors_are_refused_with_a_reason_and_the_
     stage: Stage,
 ) -> None:
     gateway = await limited(stage, await stage.serve(echo()))
-    assert re.search(rf"limits\.connections is \d+, but .* {CLIENTS} clients", gateway.child.output), (
+    assert re.search(rf"limits\.connections is 5000, but .* {CLIENTS} clients", gateway.child.output), (
         gateway.child.output
     )
     session = await stage.client(connector=aiohttp.TCPConnector(limit=0))
