@@ -25,8 +25,8 @@ STEP, DEBOUNCE = 5, 5
 change to the reader: 11 ms, against 51 with the library's own; each step wakes a thread, which is 0.5 % of a
 core for ever (2.6 % with steps of 1 ms, 3 ms from the change to the reader)."""
 LARGE = 64 << 10
-"""Bytes from which a file is parsed in a thread, so that connections do not wait; a smaller one is read sooner
-without."""
+"""Bytes from which a file is parsed in a thread, so that connections do not wait; a smaller one is sooner
+there without."""
 
 
 class _File(Model):
