@@ -20,6 +20,9 @@ _LONGEST_SIZE_LINE = 256
 _MOST_EXTENSIONS = 16 << 10
 """Bytes of chunk extensions in one message: more is nobody's honest use."""
 _MOST_TRAILERS = 16 << 10
+_CHUNKS_AT_ONCE = 400
+"""Chunks that are decoded in one turn of the loop: one read may bring 43,000 of one byte, and those would
+take a quarter of a second from everybody else."""
 
 
 _NEVER_TRAILS = frozenset(
@@ -45,6 +48,8 @@ class Decoder(Protocol):
     """Follows one body."""
 
     done: bool
+    more: bool
+    """There may be more payload in what was fed: to be fed nothing, in another turn of the loop."""
     rest: bytes
     """What came behind the end of the body."""
     trailers: bytes
@@ -59,6 +64,7 @@ class LengthDecoder:
     """A body of known length."""
 
     __slots__ = ("_left", "done", "rest")
+    more = False
     trailers = b""
 
     def __init__(self, length: int) -> None:
@@ -86,6 +92,7 @@ class CloseDecoder:
 
     __slots__ = ()
     done = False
+    more = False
     rest = b""
     trailers = b""
 
@@ -104,7 +111,7 @@ class _Part(Enum):
 class ChunkedDecoder:
     """A chunked body, strict: only CR LF ends a line, sizes are hexadecimal digits and nothing else."""
 
-    __slots__ = ("_buffer", "_extensions", "_left", "_part", "_trailing", "done", "rest", "trailers")
+    __slots__ = ("_buffer", "_extensions", "_left", "_part", "_trailing", "done", "more", "rest", "trailers")
 
     def __init__(self) -> None:
         self._part = _Part.SIZE
@@ -113,6 +120,7 @@ class ChunkedDecoder:
         self._extensions = 0
         self._trailing = 0
         self.done = False
+        self.more = False
         self.rest = b""
         self.trailers = b""
 
@@ -123,8 +131,13 @@ class ChunkedDecoder:
             self._buffer = b""
         pieces: list[bytes] = []
         position, size = 0, len(data)
+        self.more = False
         while not self.done:
             if self._part is _Part.DATA:
+                if len(pieces) >= _CHUNKS_AT_ONCE:
+                    self.more = True
+                    self._buffer = data[position:]
+                    break
                 piece = data[position : position + self._left]
                 pieces.append(piece)
                 position += len(piece)

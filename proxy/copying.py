@@ -14,7 +14,7 @@ from typing import Any
 from proxy.endpoint import Lease
 from proxy.frames import CloseCode, FrameError, FrameFollower, Opcode, encode_close, encode_frame
 from proxy.handover import Parked, is_secure
-from proxy.plane import Plane
+from proxy.plane import FULL_READ, Plane
 from proxy.relay import PING
 from proxy.table import RouteState
 from proxy.tunnel import Origin, Tunnel
@@ -23,6 +23,9 @@ from proxy.upstream import Upstream
 _GOODBYE = 3.0
 """Seconds in which a Close must be answered and the connections closed, before they are cut."""
 
+
+_BY_OTHER, _BY_TURN = 1, 2
+"""Why a leg is not read: bits of one number."""
 
 _GONE = "this instance is gone, please reconnect"
 
@@ -52,7 +55,18 @@ class Ending(Enum):
 class Leg(asyncio.Protocol):
     """One side's connection: what it sends goes to the other leg."""
 
-    __slots__ = ("_bytes", "_finished", "_follower", "_lost", "_mode", "_tunnel", "other", "transport")
+    __slots__ = (
+        "_bytes",
+        "_finished",
+        "_follower",
+        "_holds",
+        "_lost",
+        "_mode",
+        "_tunnel",
+        "_waiting",
+        "other",
+        "transport",
+    )
 
     other: Leg
 
@@ -64,6 +78,10 @@ class Leg(asyncio.Protocol):
         self._follower = follower
         self._mode = Mode.RELAY
         self._bytes = 0
+        self._holds = 0
+        """Why it is not read."""
+        self._waiting = b""
+        """What is passed on in the next turns of the loop: it has more frames than one turn has time for."""
         self._finished = False
         self._lost = False
 
@@ -73,17 +91,52 @@ class Leg(asyncio.Protocol):
         if self._mode is not Mode.RELAY:
             self._data_while_closing(data)
             return
-        self.other.transport.write(data)
         follower = self._follower
         if follower is not None:
             try:
-                follower.feed(data)
+                end = follower.feed(data)
             except FrameError:
                 # Not for us to judge: both sides go on, only their boundaries are unknown from here on.
                 self._follower = None
             else:
                 if follower.close_code:
                     self._tunnel.close_passed(self)
+                if end >= 0:
+                    self._pass_part(data, end)
+                    return
+        self.other.transport.write(data)
+        if len(data) >= FULL_READ:
+            self._yield()
+
+    def _pass_part(self, data: bytes, end: int) -> None:
+        """Pass on as much as one turn has time for; the rest waits, and so does the side that sends it."""
+        self.other.transport.write(data[:end])
+        self._waiting = data[end:]
+        self._yield()
+
+    def _yield(self) -> None:
+        self.hold(_BY_TURN)
+        self._tunnel.plane.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        waiting, self._waiting = self._waiting, b""
+        if waiting:
+            self._bytes -= len(waiting)  # counted when it came
+            self.data_received(waiting)
+        if not self._waiting:
+            self.release(_BY_TURN)
+
+    def hold(self, who: int) -> None:
+        """Stop reading from this side."""
+        self._holds |= who
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def release(self, who: int) -> None:
+        """One reason for not reading is gone."""
+        self._holds &= ~who
+        if not self._holds and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def save(self) -> tuple[int, tuple[int, bytes, bool, int, int] | None]:
         """What it knows, for `load` in another process."""
@@ -105,6 +158,9 @@ class Leg(asyncio.Protocol):
                 return
             if end < 0:
                 self.other.transport.write(data)
+                return
+            if not follower.boundary:
+                self._pass_part(data, end)
                 return
             self.other.transport.write(data[:end])
             self._tunnel.say_close()
@@ -149,17 +205,24 @@ class Leg(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._lost = True
+        waiting, self._waiting = self._waiting, b""
+        if waiting and self._mode is Mode.RELAY and not self.other.transport.is_closing():
+            self.other.transport.write(waiting)
+            self._follower = None
         self._tunnel.leg_lost(self)
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`: this side reads slowly, so the other has to wait."""
-        if not self.other.transport.is_closing():
-            self.other.transport.pause_reading()
+        self.other.hold(_BY_OTHER)
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
-        if not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
+        self.other.release(_BY_OTHER)
+
+    @property
+    def resting(self) -> bool:
+        """Whether all that came has been passed on."""
+        return not self._waiting
 
     @property
     def lost(self) -> bool:
@@ -222,12 +285,13 @@ class PlainTunnel(Tunnel):
         for leg, data in ((self._client, from_client), (self._server, from_server)):
             if data:
                 leg.data_received(data)
-            if not leg.transport.is_closing():
-                leg.transport.resume_reading()
+            leg.release(_BY_OTHER)  # it may have been paused before it was a leg
 
     def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
         """See `Tunnel.save`."""
         if self._ending is not Ending.OPEN or self._client.lost or self._server.lost:
+            return None
+        if not (self._client.resting and self._server.resting):
             return None
         saved = self.save_life() | {"client": self._client.save(), "server": self._server.save()}
         return saved, (self._client.transport, self._server.transport)

@@ -51,6 +51,8 @@ def field_value(response: ResponseHead, name: bytes) -> bytes:
 class Handshake:
     """The answer to an upgrade request, awaited on a connection of its own."""
 
+    held = more = False
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[ResponseHead] = loop.create_future()
         """The final response head. Raises `ProxyError`."""

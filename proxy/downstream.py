@@ -21,7 +21,7 @@ from proxy.exchange import Exchange
 from proxy.handover import Parked
 from proxy.head import parse_request
 from proxy.headers import Peer, client_address, is_trusted
-from proxy.plane import Plane
+from proxy.plane import FULL_READ, Plane
 from proxy.timers import NEVER
 
 _AHEAD_MOST = 64 << 10
@@ -64,9 +64,11 @@ class Downstream(asyncio.Protocol):
         "_buffer",
         "_ended",
         "_holds",
+        "_resuming",
         "_scheme",
         "_stage",
         "_unsent",
+        "_yielding",
         "deadline",
         "due",
         "exchange",
@@ -90,6 +92,10 @@ class Downstream(asyncio.Protocol):
         """The client has closed its sending side."""
         self._holds = 0
         """Reasons for not reading from the client at the moment."""
+        self._yielding = False
+        """Another one: it is the others' turn."""
+        self._resuming = False
+        """What it has sent ahead is looked at in the next turn."""
         self.stalled = False
         """The client does not read: its transport is full. Owner: the transport's callbacks."""
         self._unsent = 0
@@ -131,14 +137,22 @@ class Downstream(asyncio.Protocol):
             exchange = self.exchange
             if exchange is not None and not exchange.request_done:
                 exchange.request_data(data)
+                if len(data) >= FULL_READ or exchange.request_more:
+                    self._yield()
                 return
-            self._buffer += data
-            if len(self._buffer) > _AHEAD_MOST:
-                self.hold()  # until less is ahead: see _read_on
-            return
-        if self._stage is _IDLE or self._stage is _HEAD:
+            self._keep_ahead(data)
+        elif self._stage is _IDLE or self._stage is _HEAD:
+            if self._resuming:
+                self._keep_ahead(data)
+                return
             self._buffer = self._buffer + data if self._buffer else data
             self._serve()
+
+    def _keep_ahead(self, data: bytes) -> None:
+        """What comes ahead of its time waits."""
+        self._buffer += data
+        if len(self._buffer) > _AHEAD_MOST:
+            self.hold()  # until less is ahead: see _read_on
 
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`. A client may close its sending side and still read the answer."""
@@ -147,6 +161,8 @@ class Downstream(asyncio.Protocol):
         if self._stage is _BUSY and exchange is not None:
             if not exchange.request_done:
                 exchange.request_cut()
+            return True
+        if self._resuming:
             return True
         self.close()
         return False
@@ -177,7 +193,7 @@ class Downstream(asyncio.Protocol):
         elif self._stage is _IDLE:
             plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
             self._read_on()
-            plane.loop.call_soon(self._resume)
+            self._resume_soon()
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -218,10 +234,12 @@ class Downstream(asyncio.Protocol):
                 address = self.peer.address
             exchange = self.exchange = Exchange(plane, self, head, address)
             exchange.begin(rest)
-            if ahead and not exchange.request_done:
-                self.unhold()  # all that was ahead belongs to this request's body
-            if self._stage is not _IDLE:
-                return
+            if not exchange.request_done:
+                if ahead:
+                    self.unhold()  # all that was ahead belongs to this request's body
+                if exchange.request_more:
+                    self._yield()
+            return
         if self._ended and self._stage is _IDLE:
             self.close()
 
@@ -242,11 +260,17 @@ class Downstream(asyncio.Protocol):
             plane.wheel.set(self, plane.clock() + plane.keepalive_timeout)
         if self._buffer:
             # Through the loop: a client that sends thousands ahead must not starve the others.
-            plane.loop.call_soon(self._resume)
+            self._resume_soon()
         elif self._ended:
             self.close()
 
+    def _resume_soon(self) -> None:
+        if not self._resuming:
+            self._resuming = True
+            self.plane.loop.call_soon(self._resume)
+
     def _resume(self) -> None:
+        self._resuming = False
         if self._stage is _IDLE:
             self._serve()
 
@@ -268,7 +292,7 @@ class Downstream(asyncio.Protocol):
         """One reason for not reading is gone."""
         if self._holds:
             self._holds -= 1
-            if not self._holds and not self.transport.is_closing():
+            if not self._holds and not self._yielding and not self.transport.is_closing():
                 self.transport.resume_reading()
 
     def _read_on(self) -> None:
@@ -283,8 +307,26 @@ class Downstream(asyncio.Protocol):
     def _release_holds(self) -> None:
         if self._holds:
             self._holds = 0
-            if not self.transport.is_closing():
+            if not self._yielding and not self.transport.is_closing():
                 self.transport.resume_reading()
+
+    def _yield(self) -> None:
+        """Let others have their turn before more is read."""
+        self._yielding = True
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+        self.plane.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        exchange = self.exchange
+        if self._stage is _BUSY and exchange is not None and exchange.request_more:
+            exchange.request_data(b"")
+            if self._stage is _BUSY and exchange.request_more:
+                self._yield()
+                return
+        self._yielding = False
+        if not self._holds and self._stage is not _CLOSED and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def await_body(self) -> None:
         """The exchange needs more of the request's body: start its clock anew."""
@@ -355,6 +397,7 @@ class Downstream(asyncio.Protocol):
             self.close()
             return
         self._holds = 0
+        self._yielding = False
         self.transport.resume_reading()
         if not self.transport.can_write_eof():
             self.close()

@@ -88,7 +88,6 @@ class Exchange:
         "_head",
         "_head_at",
         "_hedge",
-        "_held",
         "_keep",
         "_last",
         "_lease",
@@ -105,7 +104,10 @@ class Exchange:
         "_upstream",
         "_watched",
         "downstream",
+        "held",
+        "more",
         "request_done",
+        "request_more",
     )
 
     _watched: int
@@ -148,7 +150,12 @@ class Exchange:
         self._answer: Decoder | None = None
         self._chunked_out = False
         self._keep = False
-        self._held = False
+        self.held = False
+        """See `proxy.upstream.Carried`; so for `more`."""
+        self.more = False
+        self.request_more = False
+        """There is more of the request's body to be looked at: with `request_data` and nothing, in another
+        turn of the loop."""
         self._head_at = -1.0
         self._bytes_out = 0
 
@@ -370,6 +377,7 @@ class Exchange:
         if body.take(data):
             self.request_done = True
             self._rest = body.rest
+        self.request_more = body.more
 
     def request_cut(self) -> None:
         """The client ended its side in the middle of the body."""
@@ -473,12 +481,13 @@ class Exchange:
         decoder = self._answer
         assert decoder is not None
         try:
-            payload = decoder.feed(data) if data else b""
+            payload = decoder.feed(data) if data or self.more else b""
         except BodyError as error:
             if head:
                 self.downstream.transport.write(head)
             self._break(ProxyError(Reason.UPSTREAM_INVALID, str(error)))
             return
+        self.more = decoder.more
         self._bytes_out += len(payload)
         if self._chunked_out:
             message = head + encode_chunk(payload) if payload else head
@@ -501,7 +510,7 @@ class Exchange:
         # would be somebody else's.
         trailed = self._body is not None and self._body.has_trailers
         if response.keep_alive and clean and self.request_done and not trailed:
-            if self._held:
+            if self.held:
                 upstream.transport.resume_reading()
             upstream.release()
         else:
@@ -574,16 +583,16 @@ class Exchange:
 
     def hold_response(self) -> None:
         """The client reads slowly: stop reading from the instance."""
-        self._held = True
+        self.held = True
         upstream = self._upstream
         if upstream is not None and not upstream.transport.is_closing():
             upstream.transport.pause_reading()
 
     def unhold_response(self) -> None:
         """The client has caught up."""
-        self._held = False
+        self.held = False
         upstream = self._upstream
-        if upstream is not None and not upstream.transport.is_closing():
+        if upstream is not None and not self.more and not upstream.transport.is_closing():
             upstream.transport.resume_reading()
 
     # -- what goes wrong -----------------------------------------------------------------------------------
@@ -605,7 +614,7 @@ class Exchange:
 
     def _look_at_answer(self) -> None:
         """Break an answer off that has not gone on since the last look, if it is its turn to."""
-        waits = self._held or not self.request_done
+        waits = self.held or not self.request_done
         if (waits or self._bytes_out != self._watched) and self._upstream is not None:
             self._watch(self._upstream, self._plane.clock())
         else:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 
+FRAMES_AT_ONCE = 1000
+"""Frames that are looked at in one turn of the loop: one read may bring 128,000 of two bytes, and those would
+take a tenth of a second (following) to half a second (cutting) from everybody else."""
+
 
 class Opcode(IntEnum):
     """RFC 6455 section 5.2."""
@@ -78,18 +82,22 @@ class FrameFollower:
         """Whether a control frame could be put here: they may come within a message, not within a frame."""
         return not (self._left or self._carry)
 
-    def feed(self, data: bytes) -> None:
-        """Follow what passes. Raises `FrameError`."""
+    def feed(self, data: bytes) -> int:
+        """Follow what passes; -1, or the number of bytes that hold `FRAMES_AT_ONCE` frames.
+
+        Raises `FrameError`. Behind that number nothing has been followed.
+        """
         left = self._left
         if left > len(data):
             self._left = left - len(data)
-        else:
-            self._walk(data, False)
+            return -1
+        return self._walk(data, False)
 
     def split(self, data: bytes) -> int:
         """Follow to the first boundary only: the number of bytes until there, -1 when it lies beyond `data`.
 
-        Raises `FrameError`. Behind a boundary that is found nothing has been followed.
+        Raises `FrameError`. Behind a boundary that is found nothing has been followed. When it lies behind
+        more than `FRAMES_AT_ONCE` frames, it is the number of their bytes, and `boundary` is False.
         """
         return self._walk(data, True)
 
@@ -107,7 +115,11 @@ class FrameFollower:
             self._left = 0
             if stop and not self._fragmented:
                 return position
+        budget = FRAMES_AT_ONCE
         while position < size:
+            if not budget:
+                return position - carried
+            budget -= 1
             if size - position < 2:
                 break
             first, second = data[position], data[position + 1]
@@ -199,7 +211,7 @@ class FrameCutter:
     clients must and servers must not (section 5.1).
     """
 
-    __slots__ = ("_buffer", "_fragmented", "_key", "_last", "_left", "_masked", "_most", "_opcode")
+    __slots__ = ("_buffer", "_fragmented", "_key", "_last", "_left", "_masked", "_most", "_opcode", "more")
 
     def __init__(self, masked: bool, most: int) -> None:
         self._masked = 0x80 if masked else 0
@@ -214,6 +226,8 @@ class FrameCutter:
         """The FIN bit of that frame."""
         self._key = b""
         """The masking key of its next part."""
+        self.more = False
+        """There may be more frames in what was fed: to be fed nothing, in another turn of the loop."""
 
     def save(self) -> tuple[bytes, bool, int, int, int, bytes]:
         """Everything it knows, for `load` in another process."""
@@ -224,7 +238,7 @@ class FrameCutter:
         self._buffer, self._fragmented, self._left, self._opcode, self._last, self._key = saved
 
     def feed(self, data: bytes) -> list[Cut]:
-        """What arrived, as frames.
+        """What arrived, as frames; not many more than `FRAMES_AT_ONCE`, see `more`.
 
         Raises `FrameError` for what RFC 6455 forbids without extensions; its `before` are the frames that
         came first. Nothing can be fed after that.
@@ -244,7 +258,11 @@ class FrameCutter:
 
     def _cut(self, data: bytes, cuts: list[Cut]) -> None:
         position, size = 0, len(data)
+        self.more = False
         while True:
+            if len(cuts) >= FRAMES_AT_ONCE:
+                self.more = True
+                break
             if self._left:
                 take = min(self._left, size - position)
                 if take < self._left and take < self._most:

@@ -196,7 +196,9 @@ async def _contains(reader: asyncio.StreamReader, head: ResponseHead, data: byte
             return True
         if decoder.done or len(seen) == _BODY:
             return False
-        if not (data := await reader.read(16 << 10)):
+        if decoder.more:
+            data = b""
+        elif not (data := await reader.read(16 << 10)):
             return False
 
 

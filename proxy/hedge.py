@@ -30,6 +30,7 @@ class Hedge:
     """One second try, made `service.config.retry.hedge` seconds from now unless it is cancelled before."""
 
     __slots__ = ("_exchange", "_lease", "_plane", "_request", "_service", "_timer", "_upstream")
+    held = more = False
 
     def __init__(self, plane: Plane, service: ServiceState, exchange: Hedged, request: bytes) -> None:
         self._plane = plane

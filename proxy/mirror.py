@@ -48,7 +48,9 @@ class _Copy:
         "_request",
         "_route",
         "_upstream",
+        "more",
     )
+    held = False
 
     def __init__(self, plane: Plane, route: RouteState, lease: Lease, method: bytes, request: bytes) -> None:
         self._plane = plane
@@ -60,6 +62,8 @@ class _Copy:
         self._partial = b""
         self._head: ResponseHead | None = None
         self._decoder: Decoder | None = None
+        self.more = False
+        """See `proxy.upstream.Carried`."""
         plane.copies += 1
 
     async def connect(self, endpoint: Endpoint) -> None:
@@ -94,6 +98,7 @@ class _Copy:
                     self._end(keep=False, failed=True)
                     return
             self._decoder.feed(data)
+            self.more = self._decoder.more
         except (ProxyError, BodyError):
             self._end(keep=False, failed=True)
             return

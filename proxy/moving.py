@@ -16,7 +16,7 @@ from proxy.endpoint import Lease, State
 from proxy.frames import CloseCode
 from proxy.handover import Parked, is_secure
 from proxy.phases import Phase, Port, Rules
-from proxy.plane import Plane
+from proxy.plane import FULL_READ, Plane
 from proxy.relay import Relay
 from proxy.replay import Keeping
 from proxy.table import RouteState
@@ -26,8 +26,8 @@ from proxy.upstream import Upstream
 
 _LINGER = 3.0
 """Seconds in which what was still to be written must have gone out, before a connection is cut."""
-_BY_RELAY, _BY_SERVER = 1, 2
-"""Who wants the client not to be read: bits of one number."""
+_BY_RELAY, _BY_OTHER, _BY_TURN = 1, 2, 4
+"""Who wants a side not to be read: bits of one number."""
 
 
 def rules_of(config: WebSocket) -> Rules:
@@ -100,7 +100,6 @@ class MovingTunnel(Tunnel, Port):
         "_bytes_in",
         "_bytes_out",
         "_client",
-        "_client_full",
         "_corked",
         "_dialer",
         "_dialing",
@@ -109,6 +108,7 @@ class MovingTunnel(Tunnel, Port):
         "_holds",
         "_relay",
         "_server",
+        "_server_holds",
     )
 
     def __init__(
@@ -137,8 +137,8 @@ class MovingTunnel(Tunnel, Port):
         """When the client's messages began to wait."""
         self._holds = 0
         """Who wants the client not to be read."""
-        self._client_full = False
-        """The client reads slowly: instances are not read."""
+        self._server_holds = 0
+        """Who wants the instance not to be read."""
         self._dialing: asyncio.Task[None] | None = None
         self._bytes_in = self._bytes_out = 0
         self._ended = (int(CloseCode.ABNORMAL), "client")
@@ -169,13 +169,16 @@ class MovingTunnel(Tunnel, Port):
         transport = upstream.transport
         server = self._server = _ServerLeg(self, transport)
         transport.set_protocol(server)
-        if not transport.is_closing() and not self._client_full:
+        self._server_holds &= ~_BY_TURN
+        if not transport.is_closing() and not self._server_holds:
             transport.resume_reading()
 
     def save(self) -> tuple[dict[str, Any], tuple[asyncio.Transport, asyncio.Transport]] | None:
         """See `Tunnel.save`."""
         relay = self._relay.save()
         if relay is None or self._client is None or self._server is None:
+            return None
+        if (self._holds | self._server_holds) & _BY_TURN:
             return None
         saved = self.save_life() | {
             "relay": relay,
@@ -206,12 +209,30 @@ class MovingTunnel(Tunnel, Port):
         self._corked = []
         self._relay.client_data(data, self.plane.clock())
         self._uncork()
+        if len(data) >= FULL_READ or self._relay.client_waits:
+            self._hold(_BY_TURN, True)
+            self.plane.loop.call_soon(self._go_on_with_client)
+
+    def _go_on_with_client(self) -> None:
+        if self._relay.client_waits:
+            self.from_client(b"")
+        if not self._relay.client_waits:
+            self._hold(_BY_TURN, False)
 
     def from_server(self, leg: _ServerLeg, data: bytes) -> None:
         """Bytes from an instance; those of a former one are too late."""
         if leg is self._server:
             self._bytes_out += len(data)
             self._relay.server_data(data, self.plane.clock())
+            if leg is self._server and (len(data) >= FULL_READ or self._relay.server_waits):
+                self._hold_server(_BY_TURN, True)
+                self.plane.loop.call_soon(self._go_on_with_server, leg)
+
+    def _go_on_with_server(self, leg: _ServerLeg) -> None:
+        if self._relay.server_waits:
+            self.from_server(leg, b"")
+        if leg is self._server and not self._relay.server_waits:
+            self._hold_server(_BY_TURN, False)
 
     def client_lost(self) -> None:
         """The client's connection has ended."""
@@ -231,15 +252,21 @@ class MovingTunnel(Tunnel, Port):
 
     def hold_server(self, held: bool) -> None:
         """The client reads slowly, or has caught up."""
-        self._client_full = held
-        if self._server is not None and not self._server.transport.is_closing():
-            transport = self._server.transport
-            transport.pause_reading() if held else transport.resume_reading()
+        self._hold_server(_BY_OTHER, held)
+
+    def _hold_server(self, who: int, held: bool) -> None:
+        before = self._server_holds
+        self._server_holds = before | who if held else before & ~who
+        server = self._server
+        if server is None or server.transport.is_closing() or bool(before) is bool(self._server_holds):
+            return
+        transport = server.transport
+        transport.pause_reading() if held else transport.resume_reading()
 
     def hold_client(self, leg: _ServerLeg, held: bool) -> None:
         """The instance reads slowly, or has caught up."""
         if leg is self._server:
-            self._hold(_BY_SERVER, held)
+            self._hold(_BY_OTHER, held)
 
     def _hold(self, who: int, held: bool) -> None:
         before = self._holds
@@ -313,7 +340,7 @@ class MovingTunnel(Tunnel, Port):
     def _drop_server(self) -> None:
         self._uncork()
         server, self._server = self._server, None
-        self._hold(_BY_SERVER, False)
+        self._hold(_BY_OTHER, False)
         if server is not None and not server.transport.is_closing():
             server.transport.close()
             if server.transport.get_write_buffer_size():
@@ -435,7 +462,7 @@ class MovingTunnel(Tunnel, Port):
 
     def hears(self, side: int) -> bool:
         """See `Tunnel.hears`."""
-        return self._server is not None and not self._client_full if side else not self._holds
+        return self._server is not None and not self._server_holds if side else not self._holds
 
     def silent(self, side: int) -> None:
         """See `Tunnel.silent`."""

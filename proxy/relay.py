@@ -120,6 +120,17 @@ class Relay:
         if outbox.sent and not outbox.barrier:
             self._confirm_more(now)
 
+    @property
+    def client_waits(self) -> bool:
+        """Whether more of what the client has said is to be looked at: with nothing, in another turn."""
+        heard_out = self._goodbye is not None or self._breach or self.phase is Phase.OVER
+        return self._client.more and not heard_out
+
+    @property
+    def server_waits(self) -> bool:
+        """The same of what the instance has said."""
+        return self._server.more and self._hears
+
     def _from_client(self, cut: Cut, now: float) -> None:
         first, data, ends = cut
         if self._goodbye is not None:

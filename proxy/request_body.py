@@ -38,6 +38,11 @@ class RequestBody:
         return decoder.done
 
     @property
+    def more(self) -> bool:
+        """See `proxy.body.Decoder.more`."""
+        return self._decoder.more
+
+    @property
     def rest(self) -> bytes:
         """What came behind the body."""
         return self._decoder.rest

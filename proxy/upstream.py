@@ -14,12 +14,17 @@ from typing import Any, Protocol, cast
 from proxy.descriptors import EXHAUSTED
 from proxy.endpoint import Endpoint
 from proxy.errors import Reason
-from proxy.plane import Plane
+from proxy.plane import FULL_READ, Plane
 from proxy.timers import NEVER
 
 
 class Carried(Protocol):
     """The exchange on a connection."""
+
+    more: bool
+    """It has not looked at all that it was given yet: to be given nothing, in another turn of the loop."""
+    held: bool
+    """The client reads slowly: the instance is not to be read."""
 
     def response_data(self, data: bytes) -> None:
         """Bytes from the instance."""
@@ -68,8 +73,28 @@ class Upstream(asyncio.Protocol):
         exchange = self.exchange
         if exchange is not None:
             exchange.response_data(data)
+            if len(data) >= FULL_READ or exchange.more:
+                self._yield()
         else:
             self.abort()
+
+    def _yield(self) -> None:
+        """Let others have their turn before more is read."""
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+            self._plane.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        exchange, transport = self.exchange, self.transport
+        if exchange is not None and exchange.more:
+            exchange.response_data(b"")
+            if exchange.more:
+                self._yield()
+                return
+        exchange = self.exchange
+        # As a tunnel's, the connection is read when its tunnel says so.
+        if transport.get_protocol() is self and not (transport.is_closing() or (exchange and exchange.held)):
+            transport.resume_reading()
 
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`. An instance that has finished sending is of no further use."""

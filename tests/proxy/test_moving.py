@@ -21,6 +21,7 @@ from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
 from discovery.model import Instance, Status
 from proxy.frames import Opcode, encode_close, encode_frame
+from proxy.moving import _BY_OTHER
 from proxy.timers import Wheel
 from tests.proxy.conftest import PATIENCE, Clock, Origin, Stage, Wire
 
@@ -651,13 +652,13 @@ async def test_a_move_keeps_the_pressure_of_a_client_that_reads_slowly(live: Liv
     await live.backend("a", flood)
     client = await live.dial(max_queue=1, max_size=None)
     (tunnel,) = live.plane.sessions
-    await live.until(lambda: tunnel._client_full)  # type: ignore[attr-defined]
+    await live.until(lambda: tunnel._server_holds & _BY_OTHER)  # type: ignore[attr-defined]
     b = await live.backend("b", flood)
     live.drain("a")
     async with asyncio.timeout(20):
         while not b.open:
             await client.recv()
-    await live.until(lambda: tunnel._client_full)  # type: ignore[attr-defined]
+    await live.until(lambda: tunnel._server_holds & _BY_OTHER)  # type: ignore[attr-defined]
     transport = tunnel._client  # type: ignore[attr-defined]
     assert transport.get_write_buffer_size() < 4 << 20
     assert len(b.got) < 100
