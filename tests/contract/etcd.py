@@ -164,7 +164,8 @@ class Etcd(RegistrarBackend):
 
     async def put_many(self, instances: Sequence[Instance]) -> None:
         async def enter(mine: Sequence[Instance]) -> None:
-            registrar = self.registrar()
+            # Nobody keeps these alive; they are to outlast every test and benchmark.
+            registrar = EtcdRegistrar(self.section(), ttl=3600.0)
             for instance in mine:
                 await registrar.register(instance)
             await registrar.close()
