@@ -48,6 +48,9 @@ BATCH = 256
 _WAITING = 256
 """Batches that may wait for the writer before more are dropped."""
 
+_WAITING_BYTES = 32 << 20
+"""Bytes that may: a target may have 16 KiB, and other fields as much as the whole head."""
+
 _NAMES = 4096
 """Pairs of route and instance whose names are remembered as text."""
 
@@ -203,6 +206,10 @@ class _Writer:
         self._path = path
         self._descriptor = self._open()
         self._queue: queue.Queue[tuple[int, bytes] | None] = queue.Queue(_WAITING)
+        self._offered = 0
+        """Bytes that were put into the queue. Owner: the loop's thread."""
+        self._taken = 0
+        """Bytes that are no longer in it. Owner: the thread."""
         self._moved = threading.Event()
         self._ending = threading.Event()
         self.failed = 0
@@ -213,10 +220,13 @@ class _Writer:
         self._thread.start()
 
     def offer(self, lines: int, text: bytes) -> bool:
+        if self._offered - self._taken > _WAITING_BYTES:
+            return False
         try:
             self._queue.put_nowait((lines, text))
         except queue.Full:
             return False
+        self._offered += len(text)
         return True
 
     def reopen(self) -> None:
@@ -243,6 +253,7 @@ class _Writer:
             item = self._queue.get()
             if item is not None:
                 self._write(*item)
+                self._taken += len(item[1])
             if self._moved.is_set():
                 self._moved.clear()
                 self._replace()

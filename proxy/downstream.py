@@ -27,6 +27,9 @@ from proxy.timers import NEVER
 _AHEAD_MOST = 64 << 10
 """Bytes that a client may send ahead of the answer to its current request."""
 
+_UNSENT_MOST = 64 << 10
+"""Bytes that wait for a slow client behind TLS before its instance has to: the loop's default without TLS."""
+
 _LINGER_TIME = 2.0
 """Seconds in which a client may still be sending what nobody reads, before it is cut off."""
 
@@ -119,7 +122,9 @@ class Downstream(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         of_socket = peername[0] if isinstance(peername, tuple) else ""
         self.set_peer(of_socket if self._address is None else self._address)
-        open_now = counters.connections_open + counters.tunnels_open
+        if self._scheme == "https":
+            self.transport.set_write_buffer_limits(_UNSENT_MOST)
+        open_now = counters.connections_open + counters.tunnels_open + plane.opening
         if open_now > plane.most_connections or plane.draining:
             counters.connections_refused += 1
             reason = Reason.DRAINING if plane.draining else Reason.TOO_MANY_CONNECTIONS
@@ -413,6 +418,13 @@ class Downstream(asyncio.Protocol):
         if self.transport.get_write_buffer_size() and not self.transport.is_closing():
             self._stage = _LINGER
             self._watch_reading()
+        elif self._scheme == "https" and self._stage is not _CLOSED:
+            # Until the client has said goodbye too (RFC 8446 6.1) the connection is there, and counts.
+            self._stage = _LINGER
+            if self._measure():
+                self._watch_reading()
+            else:
+                self.plane.wheel.set(self, self.plane.clock() + _LINGER_TIME)
         else:
             self._leave()
         self.transport.close()

@@ -20,7 +20,7 @@ from proxy.upstream import keep_alive
 
 _BACKLOG = 4096
 _HEADER_TIME = 5.0
-"""Seconds in which a PROXY header must come."""
+"""Seconds in which a PROXY header must come, unless `timeout.header` is shorter; a TLS handshake has that."""
 _NO_DESCRIPTORS = 0.1
 """Seconds to wait before accepting again when the process has no descriptors left."""
 
@@ -160,17 +160,15 @@ class Listener:
     async def start(self) -> None:
         """Begin to accept."""
         for sock in self.sockets:
-            if self.config.proxy_protocol and self._context is not None:
-                accepting = self._accept_behind_header(sock, self._context)
+            if self._context is not None:
+                accepting = self._accept_secure(sock, self._context)
                 self._accepting.append(self._plane.loop.create_task(accepting))
                 continue
             self._servers.append(
-                await self._plane.loop.create_server(
-                    self._make_protocol, sock=sock.dup(), ssl=self._context, backlog=_BACKLOG
-                )
+                await self._plane.loop.create_server(self._make_protocol, sock=sock.dup(), backlog=_BACKLOG)
                 if sock.family != socket.AF_UNIX
                 else await self._plane.loop.create_unix_server(
-                    self._make_protocol, sock=sock.dup(), ssl=self._context, backlog=_BACKLOG
+                    self._make_protocol, sock=sock.dup(), backlog=_BACKLOG
                 )
             )
 
@@ -182,10 +180,10 @@ class Listener:
     def _make_protocol(self) -> asyncio.Protocol:
         if self.config.proxy_protocol:
             return ProxyHeader(self._plane)
-        return Downstream(self._plane, "http" if self._context is None else "https")
+        return Downstream(self._plane, "http")
 
-    async def _accept_behind_header(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        """Accept connections on which a PROXY header, in the clear, comes before TLS."""
+    async def _accept_secure(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Accept connections that begin with a TLS handshake, a PROXY header in the clear before it."""
         plane = self._plane
         while True:
             try:
@@ -193,25 +191,38 @@ class Listener:
             except OSError:
                 await asyncio.sleep(_NO_DESCRIPTORS)
                 continue
-            plane.spawn(plane.loop.create_task(self._admit(connection, context)))
+            if plane.begin_opening():
+                plane.spawn(plane.loop.create_task(self._admit(connection, context)))
+            else:
+                connection.close()
 
     async def _admit(self, connection: socket.socket, context: ssl.SSLContext) -> None:
-        loop = self._plane.loop
+        plane, client = self._plane, None
         try:
-            async with asyncio.timeout(_HEADER_TIME):
-                buffer = b""
-                while (parsed := parse_header(buffer)) is None:
-                    data = await loop.sock_recv(connection, missing(buffer))
-                    if not data:
-                        raise HeaderError("the connection ended within the PROXY header")
-                    buffer += data
+            connection.setblocking(False)
+            address = await self._read_header(connection) if self.config.proxy_protocol else None
+            client = _Secure(plane, "https", address)
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(
-                lambda: Downstream(self._plane, "https", parsed[0]), connection, ssl=context
+            await plane.loop.connect_accepted_socket(
+                lambda: client, connection, ssl=context, ssl_handshake_timeout=plane.header_timeout
             )
         except (OSError, HeaderError):
             connection.close()
+        finally:
+            if client is None or not client.arrived:
+                plane.opening -= 1
+
+    async def _read_header(self, connection: socket.socket) -> str | None:
+        """The client's address in the PROXY header. Raises `HeaderError`, and `TimeoutError`."""
+        buffer = b""
+        async with asyncio.timeout(min(_HEADER_TIME, self._plane.header_timeout)):
+            while (parsed := parse_header(buffer)) is None:
+                data = await self._plane.loop.sock_recv(connection, missing(buffer))
+                if not data:
+                    raise HeaderError("the connection ended within the PROXY header")
+                buffer += data
+        return parsed[0]
 
     def stop(self, *, for_good: bool = True) -> None:
         """Accept nothing more; connections that are open stay. `for_good`: no other process listens here."""
@@ -227,17 +238,40 @@ class Listener:
             remove_socket(self.config.address)
 
 
+class _Secure(Downstream):
+    """A client behind TLS: until its handshake is done it counts as opening."""
+
+    __slots__ = ("arrived",)
+
+    def __init__(self, plane: Plane, scheme: str, address: str | None) -> None:
+        super().__init__(plane, scheme, address)
+        self.arrived = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self.arrived = True
+        self.plane.opening -= 1
+        super().connection_made(transport)
+
+
 class ProxyHeader(asyncio.Protocol):
     """Reads the PROXY header of a plain connection, then makes it a `Downstream`'s."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._buffer = b""
+        self._opening = False
+        self._timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)
-        self._timeout = self._plane.loop.call_later(_HEADER_TIME, self._transport.abort)
+        self._opening = self._plane.begin_opening()
+        if self._opening:
+            patience = min(_HEADER_TIME, self._plane.header_timeout)
+            self._timeout = self._plane.loop.call_later(patience, self._transport.abort)
+        else:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -250,7 +284,7 @@ class ProxyHeader(asyncio.Protocol):
         if parsed is None:
             return
         address, end = parsed
-        self._timeout.cancel()
+        self._opened()
         downstream = Downstream(self._plane, "http", address)
         self._transport.set_protocol(downstream)
         downstream.connection_made(self._transport)
@@ -259,4 +293,11 @@ class ProxyHeader(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self._timeout.cancel()
+        self._opened()
+
+    def _opened(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+        if self._opening:
+            self._opening = False
+            self._plane.opening -= 1

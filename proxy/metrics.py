@@ -168,7 +168,7 @@ class Counters:
         self.connections_accepted = 0
         self.connections_open = 0
         self.connections_refused = 0
-        """Answered 503 because of `limits.connections`."""
+        """Because of `limits.connections`: answered 503, or closed when too many were not so far yet."""
         self.requests_total = 0
         self.bad_requests: dict[str, int] = {}
         """By reason code: requests that were answered before they had a route."""

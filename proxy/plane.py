@@ -29,6 +29,9 @@ from proxy.timers import Wheel
 
 _log = logging.getLogger(__name__)
 
+_TOLD = 16
+"""Connections beyond the limit whose TLS handshake or PROXY header is waited for, to tell them by a 503."""
+
 RESPONSE_LIMITS = Limits(line=16 << 10, head=256 << 10, count=1000)
 """What an instance's response head may measure: generous, yet not endless."""
 
@@ -85,6 +88,9 @@ class Plane:
         self.resolver = Resolver(loop, clock, self.counters.lookup_times.observe)
         self.clients: set[Client] = set()
         """Client connections that speak HTTP. Owner: downstream."""
+        self.opening = 0
+        """Client connections that do not speak HTTP yet: a TLS handshake or PROXY header comes first. Owner:
+        listener."""
         self.draining = False
         """No new connections, and none is kept alive. Owner: app."""
         self.on_late_tunnel: Callable[[Tunnel], None] = lambda tunnel: None
@@ -120,6 +126,15 @@ class Plane:
         self.keepalive_timeout = config.timeout.keepalive
         self.via = b"Via: 1.1 %b\r\n" % config.via.encode() if config.via else b""
         self.trusted = tuple(ipaddress.ip_network(n, strict=False) for n in config.trusted_proxies)
+
+    def begin_opening(self) -> bool:
+        """Count a connection that does not speak HTTP yet; False: it is one too many and has to be closed."""
+        counters = self.counters
+        if counters.connections_open + counters.tunnels_open + self.opening >= self.most_connections + _TOLD:
+            counters.connections_refused += 1
+            return False
+        self.opening += 1
+        return True
 
     def tick(self) -> None:
         """Once a second: the Date that responses without one get."""

@@ -157,7 +157,7 @@ def read(control: Control) -> Snapshot:
             ("access_log_lines", "Access log lines handed to the writer.", log.lines),
             ("access_log_lines_dropped", "Access log lines lost.", log.dropped),
         ],
-        connections_open=counters.connections_open,
+        connections_open=counters.connections_open + plane.opening,
         tunnels_open=counters.tunnels_open,
         tasks=len(asyncio.all_tasks(plane.loop)),
         refused=list(counters.bad_requests.items()),
