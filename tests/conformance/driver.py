@@ -108,6 +108,8 @@ class End:
         self.finish: Close | Reset | None = None
         """To be done when everything is sent."""
         self.shut = False
+        self.steps: list[Step] = []
+        """Of an origin: what is left of the answer under way."""
 
     def receive(self) -> None:
         try:
@@ -133,6 +135,7 @@ class End:
                 raise
             except OSError:
                 self.unsent.clear()
+                self.steps.clear()
         if not self.unsent and self.finish is not None:
             if isinstance(self.finish, Reset):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
@@ -152,7 +155,6 @@ class OriginEnd(End):
         super().__init__(sock)
         self.private = private
         self.answered = 0
-        self.steps: list[Step] = []
         self.resume_at = 0.0
 
 

@@ -396,7 +396,7 @@ CASES = [
         "RFC 9110 17.5",
         "SHOULD",
         "the size of trailers is limited",
-        [post(_CHUNKED, body=b"5\r\nhello\r\n0\r\n" + b"X: " + b"a" * 1000 + b"\r\n"), b"X: y\r\n" * 200_000],
+        [post(_CHUNKED, body=b"5\r\nhello\r\n0\r\n" + b"X: " + b"a" * 1000 + b"\r\n"), b"X: y\r\n" * 20_000],
         either(refused(), each(nothing_forwarded, closed)),
     ),
 ]

@@ -7,9 +7,7 @@ bodies and origins that do not come to an end are given up after about a second;
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import peers
+from bench.children import child
 from bench.peers import Peer, Place
 
 _CLAIMS = (
@@ -314,17 +313,9 @@ def running(peer: Peer, public: int, private: int, folder: Path) -> Iterator[int
     for name, text in files.items():
         (folder / name).write_text(text)
     said = folder / "output"
-    with said.open("wb") as output:
-        process = subprocess.Popen(
-            peer.command(program, folder / next(iter(files))),
-            env=os.environ | peer.environment(),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
+    command = peer.command(program, folder / next(iter(files)))
+    cores = frozenset(os.sched_getaffinity(0))
+    with child(command, cores=cores, log=said, cwd=folder, env=peer.environment()) as process:
         until = time.monotonic() + 30
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > until:
@@ -333,14 +324,6 @@ def running(peer: Peer, public: int, private: int, folder: Path) -> Iterator[int
         yield port
         if process.poll() is not None:
             raise StartError(f"{peer.name} has died: {said.read_text(errors='replace')[-2000:]}")
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(5)
 
 
 def _listens(port: int) -> bool:
