@@ -349,7 +349,8 @@ async def test_a_client_that_goes_while_a_connection_is_made_wastes_nothing(stag
     client.reset()
     await origin.accept()
     await stage.until(lambda: not stage.endpoint().inflight and not stage.plane.tasks)
-    assert len(stage.endpoint().connections) == len(stage.endpoint().idle) <= 1
+    # Kept for somebody else, or closed when the request had been sent on it already.
+    await stage.until(lambda: len(stage.endpoint().connections) == len(stage.endpoint().idle) <= 1)
 
 
 async def test_broken_chunks_of_a_client_are_400_and_close_both_sides(stage):
