@@ -65,6 +65,9 @@ soak: install-test  ## tests/chaos for an hour: SECONDS=3600 SEED=2
 	HOLDFAST_CHAOS_SECONDS=$(or $(SECONDS),3600) HOLDFAST_CHAOS_SEED=$(or $(SEED),2) \
 	    $(BIN)/python -m pytest -s tests/chaos
 
+overload: install-test  ## tests/overload at full size: 1,000 of each kind, 9,900 tunnels, ten seconds of each flood
+	HOLDFAST_OVERLOAD=full $(BIN)/python -m pytest -s tests/overload $(ARGS)
+
 fuzz: install-test  ## readers of foreign bytes, guided by coverage: ARGS="--seconds 600 request_head"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
 	$(BIN)/python -m tests.fuzz $(ARGS)

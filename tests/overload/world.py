@@ -32,11 +32,11 @@ class World:
     port: int
 
     @classmethod
-    async def build(cls, stage: Stage, web: dict[str, Any] | None = None, **config: Any) -> World:
-        """`web` are settings of the service of that name; the host of a request names its service."""
+    async def build(cls, stage: Stage, more: dict[str, Any] | None = None, **config: Any) -> World:
+        """`more` are settings of services, by their names; the host of a request names its service."""
         child = await stage.spawn("instance", "-m", "tests.overload.origin")
         instance = f"127.0.0.1:{(await child.said(r'listening on ([0-9]+)'))[1]}"
-        settings = SERVICES | {"web": web or {}}
+        settings = SERVICES | (more or {})
         services = {name: {"instances": [instance], **more} for name, more in settings.items()}
         routes = [{"match": {"host": name, "path": "/"}, "service": name} for name in services]
         full = {"access_log": "none", "services": services, "routes": routes, **config}
@@ -64,6 +64,14 @@ class World:
         except TimeoutError:
             raise AssertionError(f"it did not come to that: {metrics}") from None
         return metrics
+
+    async def closed(self, before: int) -> None:
+        """Once it has about as many open files as `before` again: pooled connections may stay."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if self.descriptors() <= before + 70:
+                    return
+                await asyncio.sleep(0.1)
 
     async def settled(self) -> int:
         """Resident bytes, once they do not change any more."""
