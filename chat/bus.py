@@ -200,4 +200,4 @@ def make_bus(url: str | None, store: Store) -> Bus:
         return UnixBus(Path(rest))
     if scheme == "local" and colon and not rest:
         return LocalBus()
-    raise ValueError(f"{url!r} is not a bus; write it as unix:/run/chat.bus or local:")
+    raise ValueError("this is not a bus; write it as unix:/run/chat.bus or local:")

@@ -48,6 +48,12 @@ def _checked(form: re.Pattern[str], wrong: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _without_secrets(value: str) -> str:
+    if "@" in value or "?" in value:
+        raise ValueError("must have no user, no password and no query in it; there are keys for these")
+    return value
+
+
 def _network(value: str) -> str:
     try:
         ipaddress.ip_network(value, strict=False)
@@ -146,7 +152,7 @@ HashKey = Annotated[str, _checked(_HASH_ON, "ip, path, header:NAME, cookie:NAME 
 BucketKey = Annotated[
     str, _checked(_BUCKET, "client, route, service, header:NAME, cookie:NAME or query:NAME")
 ]
-Url = Annotated[str, _checked(_URL, "a URL such as http://127.0.0.1:8500")]
+Url = Annotated[str, AfterValidator(_without_secrets), _checked(_URL, "a URL such as http://127.0.0.1:8500")]
 ServiceNames = Annotated[
     str, _checked(_SERVICES, "NAME[.NAMESPACE][:PORT] of a Kubernetes Service, or several joined by commas")
 ]

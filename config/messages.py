@@ -157,15 +157,21 @@ def _expected(what: str) -> Callable[[str, Mapping[str, Any]], str]:
     return lambda shown, context: f"must be {what}, not {shown}"
 
 
-_SECTION = _expected("a section (key: value)")
+def _section(shown: str, context: Mapping[str, Any]) -> str:
+    """Without the text that stands there: it may be a token, or a URL with one."""
+    found = shown if shown in _NO_TEXT else "a single value"
+    return f"must be a section (key: value), not {found}"
+
+
 _LIST = _expected("a list")
 _WHOLE = _expected("a whole number")
 _TRUTH = _expected("true or false")
 _TEXT = _expected("text")
+_NO_TEXT = ("nothing", "a section", "a list")
 _WORDINGS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {
-    "model_type": _SECTION,
-    "model_attributes_type": _SECTION,
-    "dict_type": _SECTION,
+    "model_type": _section,
+    "model_attributes_type": _section,
+    "dict_type": _section,
     "tuple_type": _LIST,
     "list_type": _LIST,
     "int_type": _WHOLE,

@@ -10,11 +10,10 @@ import re
 from collections.abc import Mapping
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_INNER = r"""[^{}"'\\\n]*"""
-_REFERENCE = re.compile(
-    rf"\$\{{[A-Za-z_]\w*(?::-(?:{_INNER}|{_INNER}\$\{{[A-Za-z_]\w*(?::-{_INNER})?\}}{_INNER})*?)?\}}",
-    re.ASCII,
-)
+# Nothing is matched in two ways, and nothing is given back: a default that does not end costs no time.
+_INNER = r"""(?:[^{}"'\\\n$]|\$(?!\{))*+"""
+_NESTED = rf"\$\{{[A-Za-z_]\w*+(?::-{_INNER})?\}}"
+_REFERENCE = re.compile(rf"\$\{{[A-Za-z_]\w*+(?::-{_INNER}(?:{_NESTED}{_INNER})*+)?\}}", re.ASCII)
 # Private use area of Unicode: characters that a configuration has no other use for, and YAML no meaning.
 _HIDDEN = {code: 0xE000 + code for code in range(0x20, 0x7F)}
 _SHOWN = {hidden: code for code, hidden in _HIDDEN.items()}

@@ -13,6 +13,7 @@ from config.registries import (
     NacosRegistry,
     RemoteRegistry,
 )
+from discovery.discreet import Discreet, DiscreetRegistrar, secrets_of
 from discovery.model import Watcher
 from discovery.registrar import Registrar
 from discovery.renamed import Renamed, RenamedRegistrar
@@ -24,6 +25,8 @@ CanRegister = ConsulRegistry | EtcdRegistry | NacosRegistry
 def make_watcher(registry: RemoteRegistry) -> Watcher:
     """The watcher of a registry that runs elsewhere, under the names that services have here."""
     watcher = _watcher(registry)
+    if secrets := secrets_of(registry):
+        watcher = Discreet(watcher, secrets)
     match registry:
         case FileRegistry() | DnsRegistry():
             return watcher
@@ -76,6 +79,8 @@ def make_registrar(registry: CanRegister, *, ttl: float, check: str | None = Non
     asks itself instead of waiting for beats, where it can.
     """
     registrar = _registrar(registry, ttl, check)
+    if secrets := secrets_of(registry):
+        registrar = DiscreetRegistrar(registrar, secrets)
     return RenamedRegistrar(registrar, registry.names) if registry.names else registrar
 
 

@@ -172,9 +172,12 @@ class App:
 
     async def plan(self, data: bytes | None, source: str) -> Sequence[Change]:
         """What a reload with `data` (None: the file as it is) would change. Raises `ConfigError`."""
-        return diff(
-            self._config, self._read() if data is None else read(data, source=source, environ=os.environ)
-        )
+        # In a thread, as for every file: a large one takes seconds, and the loop has to forward.
+        if data is None:
+            new = await asyncio.to_thread(self._read)
+        else:
+            new = await asyncio.to_thread(read, data, source=source, environ=os.environ)
+        return diff(self._config, new)
 
     async def reload(self, *, asked: bool = True) -> Sequence[Change]:
         """Take over the file: all of it, or nothing. Raises `ConfigError`.
@@ -186,7 +189,7 @@ class App:
             if self.replacement.successor is not None:
                 return ()  # the new process has begun with the file as it is
             try:
-                new = self._read()
+                new = await asyncio.to_thread(self._read)
                 if not asked and self._config.routes and not new.routes:
                     raise ConfigError([Problem(Place(0, self._path or ""), "routes", _NO_ROUTES)])
                 self._renew_certificates()

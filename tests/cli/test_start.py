@@ -234,7 +234,7 @@ def test_a_directory_that_cannot_be_had_is_named(verb, tmp_path):
         (("--weight", "70000"), "'70000' is not a whole number from 0 to 65535"),
         (("--port", "70000"), "'70000' is not a whole number from 0 to 65535"),
         (("--burst", "0"), "'0' is not a whole number from 1 to"),
-        (("--registry", "foo"), "'foo' is not a URL such as http://127.0.0.1:8500, or none"),
+        (("--registry", "foo"), "not a URL such as http://127.0.0.1:8500, or none"),
         (("--registry", "http://:85"), "is not a URL"),
         (("--deadline", "soon"), "'soon' is not a duration"),
     ],

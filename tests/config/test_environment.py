@@ -166,7 +166,7 @@ def test_variables_of_others_are_no_keys() -> None:
             "[{service: nix}]",
             "routes[0].service: there is no service 'nix' (did you mean 'my-nix'?)",
         ),
-        ("LIMITS", "5", "limits: must be a section (key: value), not '5'"),
+        ("LIMITS", "5", "limits: must be a section (key: value), not a single value"),
         (
             "LIMITS",
             "{connections: 1, connections: 2}",

@@ -119,7 +119,7 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
     [
         ("shutdwon: 3s", "1:1: shutdwon: is not a known key (did you mean 'shutdown'?)"),
         ("zzz: 3s", "1:1: zzz: is not a known key"),
-        ("admin: 5", "1:8: admin: must be a section (key: value), not '5'"),
+        ("admin: 5", "1:8: admin: must be a section (key: value), not a single value"),
         ("admin: [a]", "1:1: admin: must be a section (key: value), not a list"),
         ("listen: {address: ':1'}", "1:1: listen: must be a list, not a section"),
         ("listen: []", "1:1: listen: needs at least one listener"),
@@ -176,7 +176,7 @@ def test_aliases_that_multiply_without_end_are_refused() -> None:
             "registry: {kind: dns, server: 'unix:/run/dns'}",
             "1:31: registry.server: 'unix:/run/dns' is a unix socket; a name server has a host and a port",
         ),
-        ("registry: consul", "1:11: registry: must be a section (key: value), not 'consul'"),
+        ("registry: consul", "1:11: registry: must be a section (key: value), not a single value"),
         (
             "services: {a/b: {instances: [a:1]}}",
             "1:12: services.a/b: 'a/b' is not a name without spaces and slashes",
