@@ -9,7 +9,8 @@ import re
 from enum import Enum
 from typing import Protocol
 
-from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, Kind, kind_of
+from proxy.fields import Kind, kind_of
+from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE
 
 _SIZE_LINE = re.compile(
     # Extensions may be there and mean nothing; control characters in them may not (RFC 9112 7.1.1).

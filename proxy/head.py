@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from enum import IntEnum
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from proxy.errors import ProxyError, Reason
+from proxy.fields import KINDS, Kind
+from proxy.paths import read_path
 
 NO_BODY: Final = 0
 CHUNKED: Final = -1
@@ -20,39 +20,6 @@ UNTIL_CLOSE: Final = -2
 """Values of `body` in a head; positive ones are a Content-Length."""
 
 Field = tuple[bytes, bytes]
-
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-# '#' has no place in a request target, and bytes above ASCII none in a URI (RFC 9112 3.2, RFC 3986).
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
-# A line that is not exactly this is not found, and then the count of lines does not fit: see _fields.
-_FIELD = re.compile(rb"(?m)^(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
-_BARE_LF = re.compile(rb"(?:^|[^\r])\n")
-_AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::([0-9]{0,5}))?")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
-
-
-class Kind(IntEnum):
-    """What a field is to a proxy; anything else is passed on unseen."""
-
-    OTHER = 0
-    HOST = 1
-    CONNECTION = 2
-    HOP = 3
-    """Ends at this hop (RFC 9110 7.6.1) and carries nothing the proxy reads."""
-    CONTENT_LENGTH = 4
-    TRANSFER_ENCODING = 5
-    UPGRADE = 6
-    EXPECT = 7
-    FORWARDED = 8
-    """Says who the client is, or what it asked for at first, which only a trusted peer may."""
-    REQUEST_ID = 9
-    TRACE = 10
-    TE = 11
-    DATE = 12
-    AGENT = 13
-
 
 # Members as globals: looking one up on its class costs ten times as much, and these are on the hot path.
 (
@@ -72,57 +39,16 @@ class Kind(IntEnum):
     _AGENT,
 ) = Kind
 
-
-class _Kinds(dict[bytes, Kind]):
-    """Field name, in whatever case it came, to its kind; remembers the spellings that occur."""
-
-    def __missing__(self, name: bytes) -> Kind:
-        lowered = name.lower()
-        kind = _KNOWN.get(lowered, Kind.OTHER)
-        if kind is Kind.OTHER:
-            # Many applications read X_Real_IP as X-Real-IP, and some Transfer_Encoding as Transfer-Encoding:
-            # a client must not get round us by that.
-            dashed = lowered.replace(b"_", b"-")
-            meant = _KNOWN.get(dashed, Kind.OTHER)
-            if dashed.startswith(b"x-forwarded-") or meant is Kind.FORWARDED:
-                kind = Kind.FORWARDED
-            elif dashed != lowered and meant not in (Kind.OTHER, Kind.DATE, Kind.AGENT):
-                kind = Kind.HOP
-        if len(self) < 4096:  # names are the client's choice: the memory for them is not
-            self[name] = kind
-        return kind
-
-
-_KNOWN: dict[bytes, Kind] = {
-    b"host": Kind.HOST,
-    b"connection": Kind.CONNECTION,
-    b"keep-alive": Kind.HOP,
-    b"proxy-connection": Kind.HOP,
-    b"proxy-authorization": Kind.HOP,
-    b"proxy-authenticate": Kind.HOP,
-    b"http2-settings": Kind.HOP,
-    b"te": Kind.TE,
-    b"content-length": Kind.CONTENT_LENGTH,
-    b"transfer-encoding": Kind.TRANSFER_ENCODING,
-    b"upgrade": Kind.UPGRADE,
-    b"expect": Kind.EXPECT,
-    b"forwarded": Kind.FORWARDED,
-    b"x-real-ip": Kind.FORWARDED,
-    # By these some applications let a proxy in front of them choose another path than the request's.
-    b"x-original-url": Kind.FORWARDED,
-    b"x-rewrite-url": Kind.FORWARDED,
-    b"holdfast-resume": Kind.FORWARDED,
-    b"x-request-id": Kind.REQUEST_ID,
-    b"traceparent": Kind.TRACE,
-    b"date": Kind.DATE,
-    b"user-agent": Kind.AGENT,
-}
-_KINDS = _Kinds()
-
-
-def kind_of(name: bytes) -> Kind:
-    """What a field of this name, in any case, is to a proxy."""
-    return _KINDS[name]
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+# '#' has no place in a request target, and bytes above ASCII none in a URI (RFC 9112 3.2, RFC 3986).
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+# A line that is not exactly this is not found, and then the count of lines does not fit: see _fields.
+_FIELD = re.compile(rb"(?m)^(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+_BARE_LF = re.compile(rb"(?:^|[^\r])\n")
+_AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::([0-9]{0,5}))?")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
 
 
 # Naming these in Connection would take away what gives the message its meaning or its framing.
@@ -335,7 +261,7 @@ def _classify_request(head: RequestHead) -> None:
     head.te_trailers = False
     dropped: list[int] = []
     forwarded: list[int] = []
-    kinds = _KINDS
+    kinds = KINDS
     for index, (name, value) in enumerate(head.fields):
         kind = kinds[name]
         if not kind:
@@ -491,67 +417,8 @@ def _replace_host(head: RequestHead, authority: bytes) -> None:
     """The authority of an absolute-form target replaces the Host field (RFC 9112 3.2.2)."""
     if head.get(b"host") is None:
         head.fields.append((b"Host", authority))
-    head.fields = [(n, authority if _KINDS[n] is _HOST else v) for n, v in head.fields]
+    head.fields = [(n, authority if KINDS[n] is _HOST else v) for n, v in head.fields]
     head.block = b"".join([b"%b: %b\r\n" % field for field in head.fields])
-
-
-def normal_path(path: bytes) -> bytes:
-    """`path` as routes see it: percent-decoded but for `%2F`, without dot segments, doubled slashes or NUL.
-
-    Instances differ in whether they decode and merge before they route. Matching on the normal form means
-    that `/%61dmin`, `//admin` and `/x/../admin` all meet the route of `/admin`; the target itself is passed
-    on as it came. Raises `ProxyError` for bad escapes, and for a path that climbs above its root.
-    """
-    return _resolved(_decoded(path))
-
-
-def read_path(path: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """The normal form of `path`, and the other paths that an instance may take it for.
-
-    Those are, where they differ: the path with its dot segments, as an instance has it that resolves none;
-    and the path with escaped slashes, backslashes and second escapes as slashes and without what follows a
-    semicolon in a segment, as servlet containers and others read it. Raises `ProxyError` for what
-    `normal_path` refuses, and for dot segments that only some of these readings have.
-    """
-    decoded = _decoded(path)
-    normal = _resolved(decoded)
-    others = []
-    loose = unquote_to_bytes(normal).replace(b"\\", b"/")
-    if b";" in loose:
-        loose = re.sub(rb";[^/]*", b"", loose)
-    if loose != normal:
-        if b"\0" in loose or not _DOTS.isdisjoint(loose.split(b"/")):
-            raise _bad("the path hides a dot segment, or a NUL")
-        others.append(_resolved(loose))
-    parts = decoded.split(b"/")
-    if not _DOTS.isdisjoint(parts):
-        if b"%2F" in decoded or b"\\" in decoded:
-            raise _bad("the path has dot segments next to escaped slashes, or to backslashes")
-        others.append(b"/" + b"/".join([part for part in parts if part]))
-    return normal, tuple(others)
-
-
-_DOTS = frozenset((b".", b".."))
-
-
-def _decoded(path: bytes) -> bytes:
-    if re.search(rb"%(?![0-9A-Fa-f]{2})|%00", path):
-        raise _bad("the path has a malformed escape")
-    return b"%2F".join(unquote_to_bytes(part) for part in re.split(rb"%2[fF]", path))
-
-
-def _resolved(decoded: bytes) -> bytes:
-    segments: list[bytes] = []
-    parts = decoded.split(b"/")[1:]
-    for part in parts:
-        if part == b"..":
-            if not segments:
-                raise _bad("the path leads above the root")
-            segments.pop()
-        elif part and part != b".":
-            segments.append(part)
-    trailing = b"/" if segments and parts[-1] in (b"", b".", b"..") else b""
-    return b"/" + b"/".join(segments) + trailing
 
 
 def parse_response(buffer: bytes, request_method: bytes, limits: Limits) -> tuple[ResponseHead, int] | None:
@@ -591,7 +458,7 @@ def _classify_response(head: ResponseHead, request_method: bytes) -> None:
     upgrade = b""
     head.dated = False
     dropped: list[int] = []
-    kinds = _KINDS
+    kinds = KINDS
     for index, (name, value) in enumerate(head.fields):
         kind = kinds[name]
         if not kind:

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("config", "discovery", "proxy", "chat")
 
 PURE = {
-    f"proxy.{name}"
+    f"proxy.{name
+    "proxy.fields",
+    "proxy.paths",
+}"
     for name in (
         "balance",
         "body",

@@ -11,16 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ProxyError, Reason, error_response
-from proxy.head import (
-    CHUNKED,
-    NO_BODY,
-    UNTIL_CLOSE,
-    Limits,
-    normal_path,
-    parse_request,
-    parse_response,
-    read_path,
-)
+from proxy.head import CHUNKED, NO_BODY, UNTIL_CLOSE, Limits, parse_request, parse_response
+from proxy.paths import normal_path, read_path
 
 LIMITS = Limits(line=4096, head=16384, count=50)
 
