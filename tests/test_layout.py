@@ -12,16 +12,15 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("config", "discovery", "proxy", "chat")
 
 PURE = {
-    f"proxy.{name
-    "proxy.fields",
-    "proxy.paths",
-}"
+    f"proxy.{name}"
     for name in (
         "balance",
         "body",
         "checkpoint",
         "errors",
+        "fields",
         "frames",
+        "gradient",
         "hashed",
         "hashing",
         "handshake",
@@ -30,6 +29,8 @@ PURE = {
         "keys",
         "limit",
         "member",
+        "outlier",
+        "paths",
         "phases",
         "relay",
         "replay",
