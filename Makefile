@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help install install-test servers autobahn demo test check format bench bench-tools soak fuzz conformance-peers docs clean
+.PHONY: help install install-test servers autobahn demo test check format bench bench-tools soak overload fuzz \
+	conformance-peers docs clean
 
 help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
