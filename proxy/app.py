@@ -26,6 +26,7 @@ from discovery.model import Update, Watcher
 from discovery.static import static_updates
 from discovery.watch import Source, Supervisor
 from proxy.accesslog import AccessLog
+from proxy.allocator import Tide
 from proxy.drain import Drainer
 from proxy.endpoint import State
 from proxy.errors import Reason
@@ -88,6 +89,7 @@ class App:
         self._sidecar: Sidecar | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._chore: asyncio.TimerHandle | None = None
+        self._tide = Tide()
         self.reloading = asyncio.Lock()
         """Held while the configuration changes."""
 
@@ -574,6 +576,7 @@ class App:
         plane.tick()
         self.table.expire(plane.clock())
         self.table.compare(plane.clock())
+        self._tide.look(plane.counters.connections_open + plane.counters.tunnels_open)
         self._chore = plane.loop.call_later(_TICK, self._chores, now + _TICK)
 
 

@@ -36,7 +36,7 @@ def many(full: int, few: int) -> int:
 async def world(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> AsyncIterator[World]:
     """One gateway for all: what a crowd has cost is looked at before the next one comes."""
     tls = {"certificate": str(certificate / "cert.pem"), "key": str(certificate / "key.pem")}
-    kept = {"on_drain": "migrate", "replay": True, "idle": "30s" if FULL else "3s"}
+    kept = {"on_drain": "migrate", "replay": True, "idle": "30s" if FULL else "2s"}
     limit = {"rate": 1, "burst": 5, "per": "client"}
     async with AsyncExitStack() as stack:
         yield await World.build(
@@ -69,6 +69,8 @@ async def grown(world: World, crowd: Crowd, each: float) -> AsyncIterator[None]:
     await world.until(lambda m: m["holdfast_connections_open"] + m["holdfast_tunnels_open"] == 0)
     after = await world.settled()
     print(f"afterwards {(after - before) / MIB:.1f} MiB more than before")
+    if count >= 64:
+        await world.shrunk(before + SLACK + (during - before) // 4)
     await world.closed(descriptors)
     with dial(world.port) as sock:
         assert ask(sock).startswith(b"HTTP/1.1 200")
@@ -95,7 +97,7 @@ async def test_messages_that_never_end_cost_what_is_kept_for_another_instance(
 ) -> None:
     frame = b"\x82\xff" + (1 << 40).to_bytes(8, "big") + MASK
     async with grown(world, crowd, MIB + READ + UNSENT):
-        await crowd.add(many(1000, 30), lambda number: talk(world.port, "/mute", "kept"))
+        await crowd.add(many(1000, 40), lambda number: talk(world.port, "/mute", "kept"))
         for sock in crowd.sockets:
             sock.sendall(frame)
         for _ in range(24):  # one and a half times as much as may be kept
@@ -105,14 +107,9 @@ async def test_messages_that_never_end_cost_what_is_kept_for_another_instance(
 
 async def test_readers_who_do_not_read_cost_what_waits_for_them(world: World, crowd: Crowd) -> None:
     request = get("/size/200000000")
-    peaks: list[int] = []
-    for _ in range(2):
-        async with grown(world, crowd, READ + UNSENT):
-            await crowd.add(many(1000, 60), lambda number: dial(world.port, request, receive=4096))
-            await world.until(lambda m: m["holdfast_connections_open"] == len(crowd.sockets))
-            peaks.append(await world.settled())
-    # What the allocator has not given back serves the next ones.
-    assert peaks[1] < peaks[0] + SLACK
+    async with grown(world, crowd, READ + UNSENT):
+        await crowd.add(many(1000, 80), lambda number: dial(world.port, request, receive=4096))
+        await world.until(lambda m: m["holdfast_connections_open"] == len(crowd.sockets))
 
 
 async def test_readers_behind_tls_cost_twice_as_much(world: World, crowd: Crowd, certificate: Path) -> None:
@@ -126,7 +123,7 @@ async def test_readers_behind_tls_cost_twice_as_much(world: World, crowd: Crowd,
 
     # What is encrypted waits once more, and each connection has a buffer of its own to read into.
     async with grown(world, crowd, 2 * (READ + UNSENT) + READ):
-        await crowd.add(many(1000, 30), reader)
+        await crowd.add(many(1000, 40), reader)
 
 
 async def test_what_is_kept_for_an_instance_that_confirms_nothing_is_bounded(
@@ -140,7 +137,7 @@ async def test_what_is_kept_for_an_instance_that_confirms_nothing_is_bounded(
         return sock
 
     async with grown(world, crowd, MIB + READ + UNSENT):
-        await crowd.add(many(1000, 30), talker)
+        await crowd.add(many(1000, 40), talker)
         blocked: set[int] = set()
         for _ in range(3 * MIB // len(message)):
             for sock in crowd.sockets:
@@ -162,7 +159,7 @@ async def test_a_tunnel_that_is_silent_costs_little(world: World, crowd: Crowd, 
 
 async def test_clients_by_the_hundred_thousand_are_remembered_within_a_bound(world: World) -> None:
     """One trusted peer speaks for all of them: a limit and a binding for each address."""
-    count = many(250_000, 12_000)
+    count = many(250_000, 6000)
     with dial(world.port) as sock:
         ask(sock)
 
@@ -209,7 +206,7 @@ async def long_lines(world: World) -> None:
     with dial(world.port) as sock:
 
         def ask_many() -> None:
-            for _ in range(many(20_000, 4000)):
+            for _ in range(many(20_000, 2800)):
                 sock.sendall(request)
                 until(sock, b"\r\n\r\nok")
 

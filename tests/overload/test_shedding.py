@@ -46,7 +46,7 @@ async def limited(stage: Stage, certificate: Path) -> tuple[World, int, int]:
         stage,
         listen=[address, {**address, "proxy_protocol": True}, {**address, "tls": tls}],
         limits={"connections": MOST},
-        timeout={"header": "1s"},
+        timeout={"header": "600ms"},
     )
     proxied, secure = (int(one.rpartition(":")[2]) for one in world.gateway.addresses[1:])
     return world, proxied, secure

@@ -73,6 +73,17 @@ class World:
                     return
                 await asyncio.sleep(0.1)
 
+    async def shrunk(self, most: int) -> None:
+        """Once it is not larger than that any more."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    if self.memory() <= most:
+                        return
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"{self.memory()} bytes are not at most {most}") from None
+
     async def settled(self) -> int:
         """Resident bytes, once they do not change any more."""
         before, same = self.memory(), 0
