@@ -48,7 +48,7 @@ def _url(text: str) -> str:
     except ValueError:
         sound = False
     if not sound:
-        raise argparse.ArgumentTypeError("not a URL such as http://127.0.0.1:8500, or none")
+        raise argparse.ArgumentTypeError("this is not a URL such as http://127.0.0.1:8500, or none")
     return text
 
 

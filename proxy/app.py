@@ -54,6 +54,8 @@ _SHUTDOWN_JITTER = 5.0
 _SETTLE = 2.0
 """Seconds in which whoever asks `/readyz` can have heard that a process leaves that is in no registry."""
 
+_ADMIN_CONNECTIONS = 256
+"""At once; each costs a descriptor that a client could have."""
 _NO_ROUTES = "the file has none any more; that is taken over only on request (SIGHUP, holdfast reload)"
 
 _log = logging.getLogger("holdfast")
@@ -318,11 +320,10 @@ class App:
         return self._registry.watcher()
 
     async def _make_admin(self) -> web.AppRunner:
-        from aiohttp import web
-
+        from discovery.door import Runner
         from proxy.admin import make_app
 
-        runner = web.AppRunner(make_app(self), access_log=None, shutdown_timeout=1.0)
+        runner = Runner(make_app(self), most=_ADMIN_CONNECTIONS, shutdown_timeout=1.0)
         await runner.setup()
         return runner
 

@@ -143,6 +143,7 @@ class Counters:
     """Process-wide figures. The data plane adds to the plain ones directly."""
 
     __slots__ = (
+        "admin_refused",
         "bad_requests",
         "connect_times",
         "connections_accepted",
@@ -172,6 +173,8 @@ class Counters:
         self.requests_total = 0
         self.bad_requests: dict[str, int] = {}
         """By reason code: requests that were answered before they had a route."""
+        self.admin_refused: dict[str, int] = {}
+        """By code: requests that the admin API did not let in."""
         self.retries = 0
         self.descriptors_exhausted = 0
         """Connections to instances that could not be opened at once for want of file descriptors."""
@@ -205,7 +208,7 @@ class Counters:
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from what `save` gave."""
         for name in _TOTALS:
-            setattr(self, name, saved[name])
+            setattr(self, name, saved.get(name, getattr(self, name)))  # an earlier version counts less
         for name in _HISTOGRAMS:
             own: Histogram = getattr(self, name)
             own.buckets, own.sum = saved[name]
@@ -238,6 +241,7 @@ class Counters:
 
 
 _TOTALS = (
+    "admin_refused",
     "bad_requests",
     "connections_accepted",
     "connections_refused",

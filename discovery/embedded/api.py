@@ -18,6 +18,7 @@ from discovery.embedded import shapes
 from discovery.embedded.definition import CheckStatus, check_definition, service_definition
 from discovery.embedded.http import (
     answer,
+    body,
     cut,
     flag,
     index_headers,
@@ -25,6 +26,7 @@ from discovery.embedded.http import (
     json_body,
     own_site_only,
     plain_errors,
+    protect,
     refuse_filter,
     wait_time,
 )
@@ -58,6 +60,7 @@ class Api:
     def application(self) -> web.Application:
         """The aiohttp application."""
         app = web.Application(middlewares=[plain_errors, own_site_only], client_max_size=BODY_LIMIT)
+        app.on_response_prepare.append(protect)
         one = "{id:.+}"
         app.add_routes(
             [
@@ -127,10 +130,10 @@ class Api:
         return await self._told(request, status, request.query.get("note", ""))
 
     async def _ttl_update(self, request: web.Request) -> web.Response:
-        body = await json_body(request)
-        if not isinstance(body, dict):
+        update = await json_body(request)
+        if not isinstance(update, dict):
             raise ValueError("the body must be a JSON object")
-        fields = {str(key).lower(): value for key, value in body.items()}
+        fields = {str(key).lower(): value for key, value in update.items()}
         status, output = fields.get("status", ""), fields.get("output", "")
         if status not in set(CheckStatus) or not isinstance(output, str):
             raise ValueError(f"Invalid check status: {status!r}; use passing, warning or critical")
@@ -245,9 +248,7 @@ class Api:
         if keys:
             return answer(list(dict.fromkeys(cut(pair.key, key, separator) for pair in pairs)), index=index)
         if raw and not recurse:
-            # A stored page must not become a page of this site.
-            safe = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
-            return web.Response(body=pairs[0].value, headers=index_headers(index) | safe)
+            return web.Response(body=pairs[0].value, headers=index_headers(index))
         return answer([shapes.key_value(pair) for pair in pairs], index=index)
 
     async def _kv_put(self, request: web.Request) -> web.Response:
@@ -259,7 +260,7 @@ class Api:
                 raise ValueError(f"{name}: this registry has no sessions")
         flags = integer(request, "flags") or 0
         cas = integer(request, "cas")
-        done = self._store.kv.put(key, await request.read(), flags=flags, cas=cas)
+        done = self._store.kv.put(key, await body(request), flags=flags, cas=cas)
         await self._settle()
         return answer(done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -15,6 +16,12 @@ from discovery.embedded.store import UnknownIdError
 DEFAULT_WAIT = 300.0
 MAX_WAIT = 600.0
 """Seconds a blocking query may wait (Consul's default and limit)."""
+
+BODY_TIME = 10.0
+"""Seconds in which a request body must have come."""
+
+_BROWSER = ("Origin", "Referer", "Cookie", "Accept-Language", "Sec-Fetch-Site")
+"""Fields that browsers send, one of them always, and registrars do not."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _YES = ("", "1", "t", "true")
@@ -34,14 +41,33 @@ async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResp
 
 @web.middleware
 async def own_site_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Browsers name the page a change comes from. A page of another host has no business here, and neither
-    has one whose name was made to point here (DNS rebinding), so the host must be an address or localhost."""
-    origin = request.headers.get("Origin")
-    if origin is not None and request.method not in ("GET", "HEAD"):
-        host = urlsplit(f"//{request.host}")
-        if urlsplit(origin).netloc != host.netloc or not _is_literal(host.hostname or ""):
-            raise web.HTTPForbidden(text=f"changes from pages of {origin} are refused")
+    """Pages have no business here: neither those of other sites nor one whose name was made to point here
+    (DNS rebinding). So browsers are answered only under an address or localhost, and what they say of where
+    a request comes from must not be another site."""
+    headers = request.headers
+    if any(name in headers for name in _BROWSER) and not _is_literal(_host(request.host)):
+        raise web.HTTPForbidden(text="browsers are answered under an address or localhost only")
+    origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "").lower()
+    is_link = request.method in ("GET", "HEAD") and headers.get("Sec-Fetch-Mode", "").lower() == "navigate"
+    is_foreign = site in ("cross-site", "same-site") and not is_link
+    if is_foreign or (origin is not None and origin.partition("://")[2].lower() != request.host.lower()):
+        raise web.HTTPForbidden(text="pages of other sites are not answered")
     return await handler(request)
+
+
+async def protect(_: web.Request, response: web.StreamResponse) -> None:
+    """For every answer: what is data is never a page, nor part of another site's."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Content-Security-Policy", "sandbox; default-src 'none'")
+    response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+    response.headers["Server"] = "holdfast-registry"
+
+
+def _host(authority: str) -> str:
+    try:
+        return urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_literal(host: str) -> bool:
@@ -54,10 +80,22 @@ def _is_literal(host: str) -> bool:
     return True
 
 
+async def body(request: web.Request) -> bytes:
+    """The request's body. Raises `HTTPRequestTimeout` when it takes too long, `HTTPRequestEntityTooLarge`."""
+    size = request.content_length or 0
+    if size > request.client_max_size:
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size, size)
+    try:
+        async with asyncio.timeout(BODY_TIME):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the body took too long") from None
+
+
 async def json_body(request: web.Request) -> object:
     """The request's body. Raises `ValueError` when it is not JSON."""
     try:
-        return orjson.loads(await request.read())
+        return orjson.loads(await body(request))
     except orjson.JSONDecodeError as error:
         raise ValueError(f"Request decode failed: {error}") from None
 

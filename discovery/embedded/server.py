@@ -13,6 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from config.schema import Address
+from discovery.door import Runner
 from discovery.embedded.api import Api
 from discovery.embedded.definition import CheckStatus
 from discovery.embedded.journal import Journal, dump, load
@@ -24,6 +25,8 @@ PAUSE = 2.0
 """Seconds a timer may be late; more means that this process was stopped, and every TTL begins anew."""
 SHUTDOWN = 0.5
 """Seconds that requests in hand have to finish when it closes; blocking queries are answered at once."""
+CONNECTIONS = 10_000
+"""At once; registrars keep theirs open between two heartbeats."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +62,11 @@ class RegistryServer:
             leader=lambda: str(self.address),
             clock=clock,
         )
-        self._runner = web.AppRunner(
-            self._api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN
+        self._runner = Runner(
+            self._api.application(),
+            most=CONNECTIONS,
+            handler_cancellation=True,
+            shutdown_timeout=SHUTDOWN,
         )
 
     @property

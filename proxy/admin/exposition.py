@@ -117,6 +117,7 @@ class Snapshot:
     tunnels_open: int
     tasks: int
     refused: list[tuple[str, int]]
+    admin_refused: list[tuple[str, int]]
     closes: list[tuple[tuple[int, str], int]]
     lag: Buckets
     pauses: Buckets
@@ -161,6 +162,7 @@ def read(control: Control) -> Snapshot:
         tunnels_open=counters.tunnels_open,
         tasks=len(asyncio.all_tasks(plane.loop)),
         refused=list(counters.bad_requests.items()),
+        admin_refused=list(counters.admin_refused.items()),
         closes=list(counters.tunnel_closes.items()),
         lag=_copied(counters.loop_lag),
         pauses=_copied(counters.move_pauses),
@@ -291,6 +293,12 @@ def _process(snapshot: Snapshot) -> Iterator[Metric]:
     for reason, count in snapshot.refused:
         refused.add_metric((reason,), count)
     yield refused
+    turned_away = CounterMetricFamily(
+        "holdfast_admin_refused", "Requests that the admin API did not let in.", labels=("code",)
+    )
+    for refusal, count in snapshot.admin_refused:
+        turned_away.add_metric((refusal,), count)
+    yield turned_away
     closes = CounterMetricFamily(
         "holdfast_tunnel_closes", "Tunnels ended, by close code and who closed.", labels=("code", "side")
     )

@@ -38,6 +38,8 @@ def admit(
     is for something that everybody may see; `body`: it has one.
     """
     host = headers.get("Host", "")
+    if _is_foreign(method, headers, host):
+        raise Refused(403, "foreign_origin", "pages of other sites are not answered")
     if token is None and not unix and host and not _is_loopback(host):
         raise Refused(403, "forbidden_host", f"without a token only loopback names are answered, not {host}")
     if token is not None and not public and not _carries(headers.get("Authorization", ""), token):
@@ -46,13 +48,29 @@ def admit(
         raise Refused(401, "unauthorized", f"this API wants a bearer token; {given}", challenge)
     if method in _SAFE:
         return
-    origin = headers.get("Origin")
-    foreign = headers.get("Sec-Fetch-Site", "").lower() in _FOREIGN
-    if foreign or (origin is not None and urlsplit(origin).netloc.lower() != host.lower()):
-        raise Refused(403, "foreign_origin", "changes are not taken from pages of other sites")
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if body and content_type != "application/json":
         raise Refused(415, "unsupported_media_type", "a body must be application/json")
+
+
+def _is_foreign(method: str, headers: Mapping[str, str], host: str) -> bool:
+    """Whether a page of another site asks. A link on one that somebody follows is no question of that page.
+
+    Answers to reading are kept from such a page by the browser, but it could still use up event streams, and
+    measure. Fetch Metadata (W3C) says so on its own; `Origin` where a browser does not know that.
+    """
+    origin = headers.get("Origin")
+    if origin is not None and _site(origin) != host.lower():
+        return True
+    is_link = method in _SAFE and headers.get("Sec-Fetch-Mode", "").lower() == "navigate"
+    return headers.get("Sec-Fetch-Site", "").lower() in _FOREIGN and not is_link
+
+
+def _site(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -28,12 +28,26 @@ _BODY_TIMEOUT = 10.0
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """Of the dashboard's files. The page asks for a token itself, so they need none."""
 
-_SECURITY = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+_PAGE = {
+    "Content-Security-Policy": (
+        "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+"""Of the dashboard's own files, besides what every answer has."""
+
+_ALWAYS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every answer that does not say otherwise: what is data is never a page, nor part of another site's."""
+
+_SILENCE = 10.0
+"""Seconds between two events that somebody was not let in."""
 
 _log = logging.getLogger("holdfast.admin")
 _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -47,7 +61,8 @@ def make_app(control: Control) -> web.Application:
     operations.append(description.operation)
     assets = _assets()
     public = {operation.path for operation in operations if operation.public} | set(assets)
-    app = web.Application(middlewares=[_errors, _guard(control, public)], client_max_size=MIB)
+    app = web.Application(middlewares=[_errors, _Guard(control, public).admit], client_max_size=MIB)
+    app.on_response_prepare.append(_protect)
     for operation in operations:
         app.router.add_route(operation.method, operation.path, _served(operation))
         if operation.method == "GET" and operation.media != "text/event-stream":
@@ -77,22 +92,51 @@ class _Description:
         return self._made
 
 
-def _guard(control: Control, public: set[str]) -> Any:
+async def _protect(_: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _ALWAYS.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "holdfast-admin"
+
+
+class _Guard:
+    """Asks `admit` about every request, and lets be known who was not let in."""
+
+    def __init__(self, control: Control, public: set[str]) -> None:
+        """`public`: the paths of what everybody may see, as the router knows them."""
+        self._control = control
+        self._public = public
+        self._untold = 0
+        self._told_at = -_SILENCE
+
     @web.middleware
-    async def middleware(request: web.Request, handler: _Next) -> web.StreamResponse:
-        token = control.config.admin.token
+    async def admit(self, request: web.Request, handler: _Next) -> web.StreamResponse:
+        """The request is answered, or `Refused` is raised."""
+        token = self._control.config.admin.token
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        admit(
-            request.method,
-            request.headers,
-            token=token.get_secret_value() if token is not None else None,
-            unix=not isinstance(peer, tuple),
-            public=request.path in public,
-            body=request.can_read_body,
-        )
+        # By what the router has found, so that no way to write a path can make the two differ.
+        resource = request.match_info.route.resource
+        try:
+            admit(
+                request.method,
+                request.headers,
+                token=token.get_secret_value() if token is not None else None,
+                unix=not isinstance(peer, tuple),
+                public=resource is not None and resource.canonical in self._public,
+                body=request.can_read_body,
+            )
+        except Refused as refused:
+            self._count(refused.code, peer)
+            raise
         return await handler(request)
 
-    return middleware
+    def _count(self, code: str, peer: object) -> None:
+        counts, now = self._control.plane.counters.admin_refused, self._control.plane.clock()
+        counts[code] = counts.get(code, 0) + 1
+        self._untold += 1
+        if now - self._told_at >= _SILENCE:
+            by = str(peer[0]) if isinstance(peer, tuple) else "unix"
+            self._control.events.emit("admin_refused", code=code, by=by, count=self._untold)
+            self._untold, self._told_at = 0, now
 
 
 @web.middleware
@@ -117,7 +161,7 @@ async def _errors(request: web.Request, handler: _Next) -> web.StreamResponse:
     except ConnectionError:
         raise
     except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
+        _log.exception("%s %s failed", request.method, request.rel_url.raw_path)
         return _refusal(Refused(500, "internal_error", "this is a mistake in the proxy; its log says more"))
 
 
@@ -189,6 +233,6 @@ def _assets() -> dict[str, _Next]:
 
 def _asset(content: bytes, content_type: str) -> _Next:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=content, content_type=content_type, charset="utf-8", headers=_SECURITY)
+        return web.Response(body=content, content_type=content_type, charset="utf-8", headers=_PAGE)
 
     return handler

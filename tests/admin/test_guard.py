@@ -89,8 +89,20 @@ def test_changes_come_from_no_other_site(headers, expected):
     assert code("POST", {"Host": "localhost:9900", **headers}) == expected
 
 
-def test_looking_is_not_changing():
-    assert code("GET", {"Host": "localhost", "Origin": "http://evil.example"}) == "admitted"
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Origin": "http://evil.example"}, "foreign_origin"),
+        ({"Origin": "http://[evil"}, "foreign_origin"),
+        ({"Origin": "http://localhost"}, "admitted"),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, "foreign_origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "foreign_origin"),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, "admitted"),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, "admitted"),
+    ],
+)
+def test_pages_of_other_sites_may_link_here_and_nothing_else(headers, expected):
+    assert code("GET", {"Host": "localhost", **headers}) == expected
 
 
 @pytest.mark.parametrize(
