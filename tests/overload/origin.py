@@ -35,6 +35,9 @@ class Origin(asyncio.Protocol):
         """Bytes of the answer that are still to be sent, -1: without end; or of the body to come."""
         self._sends = self._receives = self._tunnel = False
         self._ready = True
+        self._chunked = False
+        self._end = b""
+        """The last bytes of a body in chunks."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -42,7 +45,8 @@ class Origin(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._receives:
             self._left -= len(data)
-            if self._left <= 0:
+            self._end = (self._end + data)[-5:]
+            if self._left <= 0 or (self._chunked and self._end == b"0\r\n\r\n"):
                 self._receives = False
                 self.transport.write(OK)
             return
@@ -88,7 +92,9 @@ class Origin(asyncio.Protocol):
             if not self._receives:
                 self.transport.write(OK)
         elif b"chunked" in head.lower():
-            self._receives, self._left = True, 1 << 62
+            self._receives, self._left, self._chunked = True, 1 << 62, True
+            body, self._buffer = self._buffer, b""
+            self.data_received(body)
         else:
             self.transport.write(OK)
 
