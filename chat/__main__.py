@@ -71,7 +71,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--deadline", type=_duration, help="after SIGTERM, gone within (25s)")
     add("--settle", type=_duration, help="after SIGTERM, new connections are served for (500ms)")
     add("--spread", type=_duration, help="after SIGTERM, spread Close frames over (1s)")
-    parser.epilog = "HOLDFAST_AGENT_TOKEN: what agents must show, as a bearer token or ?token=."
+    parser.epilog = "HOLDFAST_AGENT_TOKEN: what agents must show, as a bearer token."
     return parser
 
 

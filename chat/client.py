@@ -34,6 +34,8 @@ from chat.store import StoreError
 
 _log = logging.getLogger("holdfast.chat.client")
 
+PROTOCOL = "holdfast-chat"
+"""The subprotocol that is chosen when a client offers one."""
 HEARTBEAT = 20.0
 """Seconds between pings; a peer that does not answer within half of that is gone."""
 SEND_TIMEOUT = 30.0
@@ -68,7 +70,11 @@ class Client:
         self._position = position
         self._member = Member(services.hub, Origin.USER if role is Role.USER else Origin.AGENT)
         self._socket: web.WebSocketResponse = web.WebSocketResponse(
-            heartbeat=HEARTBEAT, max_msg_size=wire.MAX_FRAME, autoclose=False, compress=False
+            heartbeat=HEARTBEAT,
+            max_msg_size=wire.MAX_FRAME,
+            autoclose=False,
+            compress=False,
+            protocols=(PROTOCOL,),
         )
         self._transport: asyncio.Transport | None = None
         self._close_code: int | None = None

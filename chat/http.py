@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 import logging
+from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
@@ -39,6 +41,13 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_DATA = {
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of every answer that is no page: what somebody has sent must not become one."""
+_TOKEN = "holdfast-token."
+"""Begins the subprotocol that has the agent token: a URL would take it into logs."""
 _MAX_BODY = 1 << 20
 _PAGE = 500
 
@@ -73,6 +82,7 @@ class Host(Protocol):
 def make_app(server: Host) -> web.Application:
     """The aiohttp application of a server."""
     app = web.Application(middlewares=[_errors], client_max_size=_MAX_BODY)
+    app.on_response_prepare.append(_protect)
     routes = Routes(server)
     app.router.add_get("/ws", routes.websocket)
     app.router.add_get("/api/sessions", routes.sessions)
@@ -185,15 +195,39 @@ class Routes:
         return _json(fields, status)
 
     def _agents_only(self, request: web.Request) -> None:
+        origin = request.headers.get("Origin")
+        # A browser connects WebSockets for any page, and no page can set these two.
+        own = {request.host.lower(), request.headers.get("X-Forwarded-Host", "").lower()}
+        if origin is not None and _site(origin) not in own - {""}:
+            raise _error(403, "foreign_origin", "agents come from this site's own page")
         expected = self._server.options.agent_token
         if expected is None:
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        # A browser cannot set a field on a WebSocket handshake.
-        token = given.strip() if scheme.lower() == "bearer" else request.query.get("token", "")
+        token = given.strip() if scheme.lower() == "bearer" else _offered_token(request)
         if not hmac.compare_digest(token.encode(), expected.encode()):
             challenge = {"WWW-Authenticate": 'Bearer realm="chat agents"'}
             raise _error(401, "unauthorized", "agents need the agent token", challenge)
+
+
+def _site(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _offered_token(request: web.Request) -> str:
+    """What a browser, which cannot set Authorization on a handshake, offers as a subprotocol."""
+    for offered in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
+        name = offered.strip()
+        if name.startswith(_TOKEN):
+            encoded = name.removeprefix(_TOKEN)
+            try:
+                return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+            except ValueError:
+                return ""
+    return ""
 
 
 def _position(request: web.Request, role: Role) -> Position | None:
@@ -240,6 +274,12 @@ def _page(file: Path) -> Handler:
     return serve
 
 
+async def _protect(_: web.Request, response: web.StreamResponse) -> None:
+    if not isinstance(response, web.WebSocketResponse):
+        for name, value in _DATA.items():
+            response.headers.setdefault(name, value)
+
+
 def _json(fields: dict[str, Any], status: int = 200) -> web.Response:
     headers = {"Cache-Control": "no-store"}
     return web.Response(
@@ -268,9 +308,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status < 400:
             raise
         code = error.reason.lower().replace(" ", "_")
-        detail = f"{request.method} {request.path}: {error.reason}"
+        detail = f"{request.method} {request.rel_url.raw_path}: {error.reason}"
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return _error(error.status, code, detail, headers).response
     except StoreError as error:
-        _log.warning("%s %s: the store failed: %s", request.method, request.path, error)
+        _log.warning("%s %s: the store failed: %s", request.method, request.rel_url.raw_path, error)
         return _error(503, "store_unavailable", "the database does not answer", {"Retry-After": "1"}).response

@@ -13,6 +13,12 @@ function randomId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(9)), (b) => b.toString(16).padStart(2, "0")).join("");
 }
 
+// A subprotocol may hold few characters, and unlike the URL it stands in no log.
+function encoded(text) {
+  const bytes = String.fromCharCode(...new TextEncoder().encode(text));
+  return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
 export class Link extends EventTarget {
   // Events: state, reset (forget what is shown), welcome, message, desk, typing, refused, pending.
   constructor({ role, session = null, token = null }) {
@@ -42,9 +48,8 @@ export class Link extends EventTarget {
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     const query = { role: this.role, last_seq: this.seq };
     if (this.session) query.session = this.session;
-    if (this.token) query.token = this.token;
     url.search = new URLSearchParams(query);
-    const socket = (this.#socket = new WebSocket(url));
+    const socket = (this.#socket = new WebSocket(url, this.token ? ["holdfast-chat", `holdfast-token.${encoded(this.token)}`] : []));
     socket.onmessage = (event) => socket === this.#socket && this.#take(JSON.parse(event.data));
     socket.onclose = (event) => socket === this.#socket && this.#closed(event);
   }

@@ -279,11 +279,16 @@ async def test_metrics_count_what_happened(serve, connect, http) -> None:  # typ
 async def test_with_a_token_agents_must_show_it_and_users_need_none(serve, connect, http) -> None:  # type: ignore[no-untyped-def]
     server = await serve(agent_token="sesame")
     await (await connect(server.url, session="S")).until(type="welcome")
-    for token in ({}, {"token": "wrong"}):
+    for query, offered in (({}, ""), ({"token": "sesame"}, ""), ({}, "d3Jvbmc"), ({}, "%"), ({}, "_w")):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            await connect(server.url, role="agent", **token)
+            headers = {"Sec-WebSocket-Protocol": f"holdfast-chat, holdfast-token.{offered}"}
+            await connect(server.url, headers=headers, role="agent", **query)
         assert refused.value.status == 401
-    await (await connect(server.url, role="agent", token="sesame")).until(type="welcome")
+    for headers in (
+        {"Authorization": "Bearer sesame"},
+        {"Sec-WebSocket-Protocol": "holdfast-chat, holdfast-token.c2VzYW1l"},
+    ):
+        await (await connect(server.url, headers=headers, role="agent")).until(type="welcome")
     async with http.get(f"{server.url}/api/sessions") as response:
         assert (response.status, (await response.json())["error"]) == (401, "unauthorized")
         assert response.headers["WWW-Authenticate"].startswith("Bearer")
