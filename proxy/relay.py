@@ -470,6 +470,7 @@ class Relay:
 
     def _over(self, code: int, side: str) -> None:
         self.phase = Phase.OVER
+        self._outbox = Outbox(self._rules.keeping)  # nobody asks for the old one's messages any more
         self._set_alarm(NEVER)
         self._port.end(code, side)
 
