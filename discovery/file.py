@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from config.load import ConfigError, read_as
 from config.schema import Model, StaticInstance
 from discovery.model import Instance, RegistryError, Update
@@ -53,6 +55,7 @@ def parse(data: bytes, name: str = "file") -> dict[str, tuple[Instance, ...]]:
 def _read_json(data: bytes) -> dict[str, tuple[StaticInstance, ...]] | None:
     """None for what is not JSON or not right; the other reader says where."""
     with suppress(ValueError):
+        orjson.loads(data)  # knows no half of a surrogate pair, of which nothing could be written anywhere
         return _File.model_validate(json.loads(data, object_pairs_hook=_unique)).services
     return None
 

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 
 import orjson
 
+from proxy.visible import visible
+
 Event = dict[str, object]
 """`{"seq": n, "at": ISO 8601 in UTC, "kind": …}` and the facts of that kind."""
 
@@ -81,4 +83,4 @@ def encode(event: Event) -> bytes:
 def _short(fact: object) -> str:
     if isinstance(fact, str) and fact and " " not in fact and '"' not in fact and fact.isprintable():
         return fact
-    return orjson.dumps(fact, default=str).decode()
+    return visible(orjson.dumps(fact, default=str).decode())

@@ -19,6 +19,7 @@ from proxy.app import App
 from proxy.descriptors import raise_limit
 from proxy.handover import VARIABLE, HandoverError, report_failure
 from proxy.takeover import Predecessor
+from proxy.visible import visible
 
 _LOOK = 0.2
 """Seconds between looks of a process that stands by for its successors."""
@@ -54,12 +55,21 @@ def run_app(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     return uvloop.run(main())
 
 
+class _Lines(logging.Formatter):
+    """Each record begins a line, and nothing in it can look like another one's beginning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return visible(super().format(record), keep="\n").replace("\n", "\n  ")
+
+
 def set_up_logging() -> None:
     """The process log: lines for people on standard error, with times in UTC."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.Formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = _Lines("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     # It tells of every change in the folder of the configuration, whatever file that is.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
 

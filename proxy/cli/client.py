@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from proxy.visible import visible_in
+
 DEFAULT_PORT = 9900
 
 
@@ -30,12 +32,16 @@ class AdminClient:
     Raises `ValueError` when `address` is none.
     """
 
-    def __init__(self, address: str, token: str | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self, address: str, token: str | None = None, timeout: float = 10.0, *, raw: bool = False
+    ) -> None:
+        """`raw`: texts in answers are as they are; otherwise they are fit to be shown on a terminal."""
         if token is not None and not token.isprintable():
             raise ValueError("HOLDFAST_ADMIN_TOKEN holds a line break or another character that no token has")
         self.address = address
         self._token = token
         self._timeout = timeout
+        self._raw = raw
         self._path, self._host, self._port, self._secure = _parse(address)
 
     def get(self, path: str, /, **query: str | list[str]) -> Any:
@@ -55,7 +61,7 @@ class AdminClient:
                 raise self._refusal(answer, answer.read())
             while line := self._read(answer):
                 if line.startswith(b"data:"):
-                    yield json.loads(line[5:])
+                    yield self._decoded(line[5:])
         finally:
             connection.close()
 
@@ -76,11 +82,15 @@ class AdminClient:
             if answer.status >= 300:
                 raise self._refusal(answer, content)
             try:
-                return json.loads(content)
+                return self._decoded(content)
             except ValueError:
                 raise self._stranger(answer) from None
         finally:
             connection.close()
+
+    def _decoded(self, content: bytes) -> Any:
+        found = json.loads(content)
+        return found if self._raw else visible_in(found)
 
     def _ask(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: object, accept: str
@@ -107,7 +117,7 @@ class AdminClient:
 
     def _refusal(self, answer: http.client.HTTPResponse, content: bytes) -> AdminError:
         try:
-            said = json.loads(content)
+            said = visible_in(json.loads(content))
             _, detail = said["error"], str(said["detail"])
             problems = tuple(str(problem) for problem in said.get("problems", ()))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -120,7 +130,7 @@ class AdminClient:
 
     def _stranger(self, answer: http.client.HTTPResponse) -> AdminError:
         """Somebody else's answer: what there is to know of who that is."""
-        server = answer.headers.get("Server")
+        server = visible_in(answer.headers.get("Server"))
         if server == "holdfast":
             found = "a holdfast listener for clients"
         else:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from proxy.cli.client import AdminClient, AdminError, segment
+from proxy.visible import visible
 
 DEFAULT_ADMIN = "127.0.0.1:9900"
 
@@ -36,14 +37,20 @@ class Session:
     def client(self, timeout: float = 10.0) -> AdminClient:
         """A client of the proxy. Wrong usage when the address is none."""
         try:
-            return AdminClient(self.admin, os.environ.get("HOLDFAST_ADMIN_TOKEN"), timeout)
+            token = os.environ.get("HOLDFAST_ADMIN_TOKEN")
+            return AdminClient(self.admin, token, timeout, raw=self.as_json)
         except ValueError as error:
             hint = None if "HOLDFAST_ADMIN_TOKEN" in str(error) else "--admin"
             raise click.BadParameter(str(error), param_hint=hint) from None
 
     def show(self, answer: Any, human: Callable[[], str]) -> None:
         """Print an answer as JSON, or as `human` says it."""
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if self.as_json else human())
+        click.echo(as_json(answer, indent=2) if self.as_json else human())
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON for programs that people may look at as well."""
+    return visible(json.dumps(value, indent=indent, ensure_ascii=False), keep="\n")
 
 
 class Group(click.Group):
@@ -128,12 +135,12 @@ def complete(path: str, collection: str, key: str) -> Callable[..., list[str]]:
         where = context.params.get("admin") or os.environ.get("HOLDFAST_ADMIN") or DEFAULT_ADMIN
         names = {name: segment(str(value)) for name, value in context.params.items()}
         try:
-            client = AdminClient(where, os.environ.get("HOLDFAST_ADMIN_TOKEN"), timeout=0.5)
+            client = AdminClient(where, os.environ.get("HOLDFAST_ADMIN_TOKEN"), timeout=0.5, raw=True)
             answer = client.get(path.format(**names))
         except (AdminError, ValueError, KeyError):
             return []
         found = [cast(str, entry[key]) for entry in answer[collection]]
-        return [name for name in found if name.startswith(incomplete)]
+        return [name for name in found if name.startswith(incomplete) and name.isprintable()]
 
     return candidates
 

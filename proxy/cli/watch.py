@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxy.cli.client import AdminClient, segment
-from proxy.cli.common import COLOURS, Session, duration, speaks_to_proxy
+from proxy.cli.common import COLOURS, Session, as_json, duration, speaks_to_proxy
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +36,7 @@ def events(session: Session, follow: bool, since: int) -> None:
 
 def _print_event(session: Session, event: dict[str, Any]) -> None:
     if session.as_json:
-        click.echo(json.dumps(event, ensure_ascii=False))
+        click.echo(as_json(event))
         return
     facts = {name: fact for name, fact in event.items() if name not in ("seq", "at", "kind")}
     subject = " ".join(str(facts.pop(name)) for name in ("service", "instance", "route") if name in facts)
@@ -61,7 +61,7 @@ def top(session: Session, interval: float, count: int | None) -> None:
     try:
         if session.as_json:
             for look in _looks(client, interval, count):
-                click.echo(json.dumps(look, ensure_ascii=False))
+                click.echo(as_json(look))
         else:
             _live(client, interval, count)
     except KeyboardInterrupt:
@@ -123,10 +123,10 @@ def _picture(look: dict[str, Any]) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     for i in look["instances"]:
         table.add_row(
-            i["service"],
-            i["id"],
+            Text(i["service"]),
+            Text(i["id"]),  # a plain string would be read as markup
             Text(i["state"], COLOURS.get(i["state"], "")),
-            i["version"] or "-",
+            Text(i["version"] or "-"),
             str(i["weight"]),
             str(i["inflight"]),
             str(i["tunnels"]),
