@@ -12,6 +12,7 @@ import fcntl
 import re
 import socket
 import struct
+import sys
 import termios
 from enum import Enum
 from typing import Any, cast
@@ -421,10 +422,8 @@ class Downstream(asyncio.Protocol):
         elif self._scheme == "https" and self._stage is not _CLOSED:
             # Until the client has said goodbye too (RFC 8446 6.1) the connection is there, and counts.
             self._stage = _LINGER
-            if self._measure():
-                self._watch_reading()
-            else:
-                self.plane.wheel.set(self, self.plane.clock() + _LINGER_TIME)
+            self._unsent = sys.maxsize  # what has not been taken by the first look is watched from there on
+            self.plane.wheel.set(self, self.plane.clock() + _LINGER_TIME)
         else:
             self._leave()
         self.transport.close()
