@@ -8,7 +8,7 @@ choice until it says itself that it is not ready, the registry repeats its answe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
@@ -192,9 +192,11 @@ _INHERITED = 1 << 30
 class Merge:
     """The sets of several registries as one set for each service.
 
-    A registry that fails keeps its last set and hurts none of the others. Where two tell of the same id or
-    address, the earlier registry is believed, unless it is not sure itself. A set is returned only when it
-    differs from the last one.
+    A registry that fails keeps its last set and hurts none of the others: what it said last is second-hand,
+    and so is what is remembered of it from disk. Where two tell of the same id or address, who answers is
+    believed before what is second-hand, then who is sure of it, then the earlier registry. Whom one that
+    answers has taken out is not brought back by second-hand word. A set is returned only when it differs from
+    the last one.
     """
 
     def __init__(self) -> None:
@@ -202,6 +204,11 @@ class Merge:
         self._published: dict[str, Instances] = {}
         self._silent: dict[str, set[int]] = {}
         """Registries that have told nothing yet of a service that was known before."""
+        self._answering: dict[str, set[int]] = {}
+        """Registries whose set of a service is first-hand."""
+        self._left: dict[str, set[str]] = {}
+        """Ids of a service that a registry which answers has taken out while another one that has them is
+        silent, and that none has put back."""
 
     def inherit(self, service: str, instances: tuple[Instance, ...], sources: Collection[int]) -> None:
         """Begins with what an earlier process knew of a service, by all registries together.
@@ -215,12 +222,35 @@ class Merge:
     def put(self, source: int, update: Update) -> Update | None:
         """Takes the full set of one registry (by its rank, 0 first); returns what to publish, if anything."""
         sets = self._sets.setdefault(update.service, {})
+        answering = self._answering.get(update.service, set())
+        if source in answering:
+            former, now = _ids(sets.get(source)), _ids(update.instances)
+            second_hand = set().union(*(_ids(told) for rank, told in sets.items() if rank not in answering))
+            left = self._left.get(update.service, set())
+            self._left[update.service] = ((left | former) - now) & second_hand
         sets[source] = update.instances
         self._disinherit(source, update, sets)
-        merged = self._merged(sets)
-        if update.service in self._published and self._published[update.service] == merged:
+        return self._changed(update)
+
+    def answers(self, source: int, service: str) -> None:
+        """What this registry is about to `put` of a service is its own word."""
+        self._answering.setdefault(service, set()).add(source)
+
+    def falls_silent(self, source: int, at: float, kind: str) -> list[Update]:
+        """A registry has failed: what it said is second-hand from now on. Returns what to publish."""
+        updates = []
+        for service, answering in self._answering.items():
+            if source in answering:
+                answering.discard(source)
+                updates.append(self._changed(Update(service, None, at, kind)))
+        return [update for update in updates if update is not None]
+
+    def _changed(self, update: Update) -> Update | None:
+        service = update.service
+        merged = self._merged(service)
+        if service in self._published and self._published[service] == merged:
             return None
-        self._published[update.service] = merged
+        self._published[service] = merged
         return replace(update, instances=merged)
 
     def _disinherit(self, source: int, update: Update, sets: dict[int, Instances]) -> None:
@@ -242,17 +272,31 @@ class Merge:
             self._sets.pop(service, None)
             self._published.pop(service, None)
             self._silent.pop(service, None)
+            self._answering.pop(service, None)
+            self._left.pop(service, None)
 
-    def _merged(self, sets: Mapping[int, Instances]) -> Instances:
-        known = [instances for _, instances in sorted(sets.items()) if instances is not None]
-        if len(known) < 2:
-            return known[0] if known else None
+    def _merged(self, service: str) -> Instances:
+        known = [(rank, told) for rank, told in sorted(self._sets[service].items()) if told is not None]
+        answering, left = self._answering.get(service, set()), self._left.get(service, set())
+        if len(known) < 2 and not left:
+            return known[0][1] if known else None
+        first_hand = [told for rank, told in known if rank in answering]
+        second_hand = [
+            tuple(instance for instance in told if instance.id not in left)
+            for rank, told in known
+            if rank not in answering
+        ]
         ids: dict[str, Instance] = {}
         addresses: set[str] = set()
-        for doubtful in (False, True):
-            for instances in known:
-                candidates = [i for i in instances if (i.status is Status.DOUBTFUL) is doubtful]
-                new = [i for i in candidates if i.id not in ids and i.address not in addresses]
-                ids.update((instance.id, instance) for instance in new)
-                addresses.update(instance.address for instance in new)
+        for sets in (first_hand, second_hand):
+            for doubtful in (False, True):
+                for instances in sets:
+                    candidates = [i for i in instances if (i.status is Status.DOUBTFUL) is doubtful]
+                    new = [i for i in candidates if i.id not in ids and i.address not in addresses]
+                    ids.update((instance.id, instance) for instance in new)
+                    addresses.update(instance.address for instance in new)
         return tuple(sorted(ids.values(), key=lambda instance: instance.id))
+
+
+def _ids(instances: Instances) -> set[str]:
+    return {instance.id for instance in instances or ()}

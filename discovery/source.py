@@ -15,6 +15,8 @@ class SourceState(Enum):
     """No answer in this attempt yet."""
     LIVE = "live"
     """It answered and its watch is open."""
+    IDLE = "idle"
+    """Nothing is asked of it: no service comes from a registry."""
     FAILED = "failed"
     """The last attempt failed; the next one waits."""
 
@@ -34,6 +36,8 @@ class Source:
         """Of the last failure; kept after recovery."""
         self.watcher = watcher
         self.beliefs: dict[str, Belief] = {}
+        self.answered = False
+        """Whether it has answered at all since the start."""
         self.answered_at = started
         self.patient = True
         """Whether services that it has not told of yet are waited for."""
@@ -63,7 +67,10 @@ class Source:
 
     def staleness(self, now: float) -> float:
         """Seconds since the registry was last known to be right: since its last answer, or since the start
-        when there was none; 0 while its watch is open, unless it says itself that its answers are old."""
+        when there was none. 0 while nothing is asked of it, and while its watch is open, unless it says by
+        itself that its answers are old."""
+        if self.state is SourceState.IDLE:
+            return 0.0
         if self.state is not SourceState.LIVE:
             return max(0.0, now - self.answered_at)
         return max((age + now - at for age, at in self.behind.values()), default=0.0)

@@ -150,6 +150,8 @@ class Supervisor:
 
     async def _watch(self, source: Source, services: frozenset[str]) -> None:
         attempts = 0
+        if not services:
+            source.state = SourceState.IDLE
         while services:
             source.state, begun = SourceState.CONNECTING, self._clock()
             try:
@@ -180,12 +182,14 @@ class Supervisor:
             seconds = round(self._clock() - source.answered_at, 3)
             self._emit("registry_recovered", registry=source.name, seconds=seconds)
         source.state, source.failures, source.answered_at = SourceState.LIVE, 0, self._clock()
+        source.answered = True
         update = _without_twins(update)
         self._refuse(source, update)
         self._date(source, update)
         belief = source.beliefs.setdefault(update.service, Belief(self._guard))
         before = belief.flapping
         suspects = belief.answer(update.instances, update.at, partial=update.partial)
+        self._merge.answers(source.rank, update.service)
         self._publish(source, update.service, update.at)
         for instance in (flapping := sorted(belief.flapping - before)):
             self._emit("instance_flapping", registry=source.name, service=update.service, instance=instance)
@@ -196,12 +200,15 @@ class Supervisor:
 
     def _failed(self, source: Source, reason: str) -> None:
         if source.failures == 0:
-            _log.warning("registry %s: %s; its last answers stay in use", source.kind, reason)
+            rest = "its last answers stay in use" if source.answered else "it has not answered yet"
+            _log.warning("registry %s: %s; %s", source.kind, reason, rest)
             self._emit("registry_failed", registry=source.name, reason=reason)
         source.state, source.last_error = SourceState.FAILED, reason
         source.failures += 1
         source.failed_total += 1
         source.behind.clear()
+        for update in self._merge.falls_silent(source.rank, self._clock(), source.kind):
+            self._sink(update)
         self._fall_back(source)
 
     def _refuse(self, source: Source, update: Update) -> None:

@@ -69,7 +69,8 @@ def _registry_line(registry: dict[str, Any]) -> str:
         line += f", last known to be right {duration(registry['staleness'])} ago"
     if registry["held"]:
         line += f", {registry['held']} missing instances kept until that is certain"
-    return f"{line} ({registry['error']})" if registry["state"] == "failed" else line
+    wrong = registry["error"] if registry["state"] not in ("live", "idle") else None
+    return f"{line} ({wrong})" if wrong else line
 
 
 def _entry_line(entry: dict[str, Any]) -> str:

@@ -402,3 +402,45 @@ def test_after_a_pause_of_the_process_every_deadline_begins_anew() -> None:
     assert belief.deadline == 520
     belief.expire(520)
     assert belief.deadline == 530
+
+
+def says(merge: Merge, source: int, *instances: Instance) -> dict[str, str]:
+    """One registry answers; what holds then, as id to address."""
+    merge.answers(source, "chat")
+    update = merge.put(source, Update("chat", instances, 0.0))
+    return {i.id: i.address for i in update.instances or ()} if update is not None else {}
+
+
+def at(id: str, port: int) -> Instance:
+    return Instance("chat", id, "10.0.0.1", port)
+
+
+def test_what_a_registry_said_before_it_failed_is_second_hand() -> None:
+    merge = Merge()
+    says(merge, 0, at("a", 1), at("b", 2), at("c", 3))
+    says(merge, 1, at("a", 1), at("b", 2))
+    assert merge.falls_silent(0, 1.0, "etcd") == []
+    # Whoever answers has the say: b has left, a has moved. Nobody but the silent one knows of c.
+    assert says(merge, 1, at("a", 9)) == {"a": "10.0.0.1:9", "c": "10.0.0.1:3"}
+    assert says(merge, 1, at("a", 9), at("b", 7)) == {
+        "a": "10.0.0.1:9",
+        "b": "10.0.0.1:7",
+        "c": "10.0.0.1:3",
+    }
+    # Back again, the first registry has the first word again.
+    assert says(merge, 0, at("a", 5))["a"] == "10.0.0.1:5"
+
+
+def test_a_registry_that_fails_hands_precedence_over_at_once() -> None:
+    merge = Merge()
+    says(merge, 0, at("a", 1))
+    says(merge, 1, at("a", 2))
+    (update,) = merge.falls_silent(0, 1.0, "etcd")
+    assert update.instances == (at("a", 2),)
+    assert merge.falls_silent(0, 2.0, "etcd") == []
+
+
+def test_what_is_remembered_from_disk_is_second_hand() -> None:
+    merge = Merge()
+    merge.put(0, Update("chat", (at("a", 1),), 0.0))
+    assert says(merge, 1, at("a", 2)) == {"a": "10.0.0.1:2"}

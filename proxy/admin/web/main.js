@@ -47,7 +47,7 @@ class RegistryLine {
     text(this.name, registry.kind);
     text(this.pill, registry.state);
     this.pill.className = `pill ${registry.state}`;
-    const notes = [registry.staleness >= 1 && `last known to be right ${span(registry.staleness)} ago`, registry.held && `${registry.held} missing instances are kept until that is certain`, registry.state === "failed" && registry.error];
+    const notes = [registry.staleness >= 1 && `last known to be right ${span(registry.staleness)} ago`, registry.held && `${registry.held} missing instances are kept until that is certain`, !["live", "idle"].includes(registry.state) && registry.error];
     text(this.note, notes.filter(Boolean).join("; "));
   }
 }
