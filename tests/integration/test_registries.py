@@ -158,6 +158,8 @@ class Moody:
         self.entries = list(entries)
         self.mood: Handler = self.sane
         self.asked = 0
+        self._index = 2
+        """Of what there is to be told now: who knows an older one need not wait."""
         self._changed = asyncio.Event()
         self.app = web.Application()
         self.app.router.add_get("/v1/health/service/{name}", self._answer)
@@ -165,12 +167,13 @@ class Moody:
     def change(self, mood: Handler) -> None:
         """Answers so from now on, and to what waits for an answer at this moment."""
         self.mood = mood
+        self._index += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
-        if self.mood == self.sane and "index" in request.query:
+        if self.mood == self.sane and request.query.get("index") == str(self._index):
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
                     await self._changed.wait()
@@ -180,7 +183,7 @@ class Moody:
         body = [
             {"Node": {"Address": "127.0.0.1"}, "Service": service, "Checks": []} for service in self.entries
         ]
-        return web.json_response(body, headers={"X-Consul-Index": str(self.asked + 1)})
+        return web.json_response(body, headers={"X-Consul-Index": str(self._index)})
 
 
 def answering(body: str, status: int = 200, index: str | None = "7") -> Handler:

@@ -273,7 +273,8 @@ async def test_sigterm_takes_it_out_then_waits_then_refuses(stage: Stage, slow: 
         refused = outcomes[-1][0]
         assert {outcome for _, outcome in outcomes[:-1]} == {"200 one"}
         assert registry.at("deregister") - signalled < 1
-        assert refused - registry.at("deregister") >= SETTLE
+        # Timers may be early by the resolution of their clock.
+        assert refused - registry.at("deregister") >= SETTLE - 0.01
         assert time.monotonic() - signalled < 6
 
 
@@ -352,7 +353,7 @@ async def test_who_leaves_before_the_end_is_served_until_it(stage: Stage) -> Non
             assert answer.status == 403
         async with client.get(f"{sidecar.admin}/v1/prestop") as answer:
             assert (answer.status, await answer.json()) == (200, {"left": ["one"]})
-        assert time.monotonic() - began >= SETTLE
+        assert time.monotonic() - began >= SETTLE - 0.01
         assert await entries(registry) == []
         assert await readyz(sidecar) == (503, ["it is leaving its registries"])
         assert await _text(client, f"http://127.0.0.1:{port}/") == "one"
