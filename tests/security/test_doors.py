@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from config.schema import Address
+from discovery import door
 from discovery.door import Runner
 from discovery.embedded import http
 from proxy.admin import server
@@ -205,3 +206,17 @@ async def test_an_end_does_not_wait_for_the_silent(stack: AsyncExitStack) -> Non
         with pytest.raises(ConnectionError):
             assert await reader.read() == b""
             raise ConnectionResetError
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_sends_no_second_head_is_cut_off_too(
+    stack: AsyncExitStack, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "KEEPALIVE", 0.05)
+    _, where = await face(stack, most=10, head_time=5.0)
+    reader, writer = await connect(stack, where)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(5):
+        await reader.readuntil(b"hello")
+        writer.write(said)
+        assert await reader.read() == b""
