@@ -67,8 +67,8 @@ class Backend(ABC):
         """A watcher of the product's, new each time, that notices a frozen server within `patience`."""
 
     def section(self) -> RemoteRegistry:
-        """The part of a configuration that names the running server."""
-        raise NotImplementedError
+        """The part of a configuration that names the running server; not for one that lives in the tests."""
+        raise AssertionError(f"{self.name} is in no configuration of a process of its own")
 
     # -- instances --------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class Backend(ABC):
 
     async def crash(self, instance: Instance) -> None:
         """It ends without a word: the registry has to notice, and does so within `patience`."""
-        raise NotImplementedError
+        raise self._lacking(Ability.CRASH)
 
     async def put_many(self, instances: Sequence[Instance]) -> None:
         """Registers all of these in whatever way is quick; they may be removed by `remove`."""
@@ -94,27 +94,31 @@ class Backend(ABC):
 
     async def forget(self) -> None:
         """The registry loses everything and goes on; whoever watches is told of emptiness."""
-        raise NotImplementedError
+        raise self._lacking(Ability.EMPTY)
 
     # -- the server -------------------------------------------------------------------------------------
 
     async def kill(self) -> None:
         """Ends it at once; its data stays."""
-        raise NotImplementedError
+        raise self._lacking(Ability.KILL)
 
     async def restart(self) -> None:
         """Begins again after `kill`, at the same address and with its data; returns once it answers, and what
         is kept alive is registered again. Nothing when it runs.
         """
-        raise NotImplementedError
+        raise self._lacking(Ability.KILL)
 
     async def freeze(self) -> None:
         """It stops in the middle of everything, connections open."""
-        raise NotImplementedError
+        raise self._lacking(Ability.FREEZE)
 
     async def thaw(self) -> None:
         """It goes on."""
-        raise NotImplementedError
+        raise self._lacking(Ability.FREEZE)
+
+    def _lacking(self, ability: Ability) -> AssertionError:
+        """A test asks for what this kind says that it lacks, instead of naming what it needs."""
+        return AssertionError(f"{self.name} has no {ability.name}: {self.lacks.get(ability, 'it should')}")
 
 
 class RegistrarBackend(Backend):

@@ -7,6 +7,7 @@ by hand, over the API: instances with equal labels share slices of up to 100 end
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ class _Kubernetes(Backend):
         self._down: set[tuple[str, str]] = set()
 
     @property
+    @abstractmethod
     def cluster(self) -> Cluster:
-        raise NotImplementedError
+        """What is written to."""
 
     async def put(self, instance: Instance, *, brief: bool = False) -> None:
         self._down.discard((instance.service, instance.id))
